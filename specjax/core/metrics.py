@@ -1,0 +1,100 @@
+"""Counts kept inside the loop, and the figures made of them outside.
+
+Definitions (peers disagree, so they are written down):
+
+* mean acceptance length (tau, AL) = emitted tokens / target calls. It counts
+  the corrected or bonus token, so plain decoding is exactly 1.
+* draft acceptance rate = accepted drafts / drafted tokens.
+* per-position acceptance = P(the first i drafts were all accepted): joint.
+* conditional acceptance = P(draft i accepted | it was drafted and the ones
+  before it were accepted).
+* acceptance histogram: rounds by number of accepted drafts; sums to rounds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from specjax.core import tree
+from specjax.core.types import Draft, Metrics, Scores, SpecState, Verdict
+
+Array = jax.Array
+
+
+def update(
+    state: SpecState, draft: Draft, scores: Scores, verdict: Verdict,
+    num_new: Array,
+) -> Metrics:
+  """Returns the counters after a round that emitted `num_new int32[B]`.
+
+  Drafts cut off by EOS or a limit are not counted as accepted. Finished rows
+  do not count.
+  """
+  metrics, context = state.metrics, state.context
+  active = ~context.done
+  kept = jnp.minimum(verdict.num_accepted, num_new)
+  # A narrow variant of a drafter counts into the wide drafter's bins.
+  depth_axis = jnp.arange(metrics.drafted.shape[1])
+  bins = jnp.arange(metrics.histogram.shape[1])
+  drafted = drafted_at(draft)
+  missing = metrics.drafted.shape[1] - drafted.shape[1]
+  drafted = jnp.pad(drafted, ((0, 0), (0, missing)))
+  bad = jnp.zeros_like(active)
+  if scores.finite is not None:
+    bad = active & ~jnp.all(scores.finite, axis=-1)
+  first_bad = (metrics.bad_round < 0) & bad
+  here = active[:, None]
+  return Metrics(
+      histogram=metrics.histogram + (here & (bins == kept[:, None])),
+      drafted=metrics.drafted + (here & drafted),
+      accepted=metrics.accepted + (here & (depth_axis < kept[:, None])),
+      excess=metrics.excess + jnp.where(active, verdict.excess, 0.0),
+      gave_up=metrics.gave_up + (active & verdict.gave_up),
+      bad_round=jnp.where(first_bad, context.rounds, metrics.bad_round))
+
+
+def drafted_at(draft: Draft) -> Array:
+  """Returns bool[B,D]: some slot at depth d + 1 was drafted."""
+  if draft.topology.is_chain:
+    return draft.valid
+  depth = tree.node_depth(draft.topology, draft.parents)
+  depth = jnp.broadcast_to(depth, draft.valid.shape)
+  at = depth[..., None] == 1 + jnp.arange(draft.topology.max_depth)
+  return jnp.any(at & draft.valid[..., None], axis=1)
+
+
+def summarise(
+    histogram: np.ndarray, drafted: np.ndarray, accepted: np.ndarray,
+    new_tokens: int, rounds: int,
+) -> dict[str, Any]:
+  """Returns the figures of the module docstring from summed counters.
+
+  Args:
+    histogram: int[D+1], drafted: int[D], accepted: int[D], summed over rows.
+    new_tokens: emitted tokens. rounds: target calls, both over the same rows.
+
+  Returns:
+    A dict of plain floats, ints and lists; rates are None without data.
+  """
+  def ratio(a, b):
+    return float(a) / float(b) if b else None
+
+  num_drafted, num_accepted = int(drafted.sum()), int(accepted.sum())
+  before = np.concatenate([[rounds], accepted])[:len(accepted)]
+  reached = np.minimum(before, drafted)
+  return {
+      'num_rounds': int(rounds),
+      'new_tokens': int(new_tokens),
+      'mean_acceptance_length': ratio(new_tokens, rounds),
+      'draft_acceptance_rate': ratio(num_accepted, num_drafted),
+      'num_draft_tokens': num_drafted,
+      'num_accepted_draft_tokens': num_accepted,
+      'acceptance_histogram': [int(x) for x in histogram],
+      'per_position_acceptance': [ratio(a, rounds) for a in accepted],
+      'conditional_acceptance': [
+          ratio(a, r) for a, r in zip(accepted, reached, strict=True)],
+  }

@@ -1,0 +1,131 @@
+"""One round of speculative decoding: five verbs, then append."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from specjax.core import metrics, tree
+from specjax.core.types import (
+    Context, Draft, Drafter, Models, Scores, SpecState, Target, Verdict,
+    Verifier)
+
+Array = jax.Array
+
+
+class Engine(NamedTuple):
+  """Who plays: the static part of a compiled loop. Equal engines trace once.
+
+  Attributes:
+    target: scores drafts. drafter: proposes them. verifier: decides.
+  """
+
+  target: Target
+  drafter: Drafter
+  verifier: Verifier
+
+
+def round(engine: Engine, params: Models, state: SpecState) -> SpecState:  # pylint: disable=redefined-builtin
+  """Advances every unfinished row by 1 to `max_depth + 1` tokens.
+
+  With a lossless verifier the emitted tokens follow the target's law for any
+  drafter. Finished rows keep tokens and length (they still compute).
+
+  Args:
+    engine: target, drafter and rule.
+    params: their parameters; read only.
+    state: donated by the loop.
+
+  Returns:
+    The state after propose, score, verify, commit, sync and append; the same
+    structure, shapes and dtypes.
+  """
+  target, drafter, verifier = engine
+  draft, state = drafter.propose(params, state)
+  scores, state = target.score(params, state, draft, drafter.taps)
+  verdict = verifier.verify(params, state.context, draft, scores)
+  state = target.commit(state, draft, verdict)
+  state = drafter.sync(params, state, draft, scores, verdict)
+  return append(state, draft, scores, verdict)
+
+
+def emitted(draft: Draft, verdict: Verdict) -> Array:
+  """Returns the new tokens [B,D+1(,C)]: accepted drafts, then `next_token`.
+
+  Entries after `num_accepted` are meaningless and in the vocabulary.
+  """
+  depth = draft.topology.max_depth
+  next_token = verdict.next_token[:, None]
+  if depth == 0:
+    return next_token
+  drafts = tree.take_row(draft.tokens, verdict.path[:, 1:] - 1)
+  drafts = jnp.concatenate([drafts, drafts[:, -1:]], axis=1)
+  is_next = jnp.arange(depth + 1) == verdict.num_accepted[:, None]
+  is_next = is_next.reshape(is_next.shape + (1,) * (drafts.ndim - 2))
+  return jnp.where(is_next, next_token, drafts)
+
+
+def append(
+    state: SpecState, draft: Draft, scores: Scores, verdict: Verdict
+) -> SpecState:
+  """Writes the new tokens, up to and including the first EOS or the limit."""
+  context = state.context
+  tokens = emitted(draft, verdict)
+  slot = jnp.arange(tokens.shape[1])
+  dest = context.length[:, None] + slot
+  is_new = (slot <= verdict.num_accepted[:, None]) & ~context.done[:, None]
+  is_new &= dest < context.limit[:, None]
+  if scores.finite is not None:  # a row with NaN logits stops as it was
+    is_new &= jnp.all(scores.finite, axis=-1, keepdims=True)
+  stops = jnp.zeros(is_new.shape, bool)
+  if context.options.eos is not None:
+    stops = jnp.any(tokens[..., None] == context.options.eos[:, None], -1)
+    after = jnp.cumsum(stops, axis=1) - stops > 0
+    is_new &= ~after
+  num_new = jnp.sum(is_new, axis=1, dtype=jnp.int32)
+  length = context.length + num_new
+  done = context.done | jnp.any(is_new & stops, axis=1)
+  done |= (length >= context.limit) | (num_new == 0)
+  new_metrics = metrics.update(state, draft, scores, verdict, num_new)
+  options = context.options
+  if options.constraint is not None:
+    options = options.replace(
+        constraint=options.constraint.advance(tokens, num_new))
+  # The capacity is out of range, so those writes are dropped (-1 would wrap).
+  dest = jnp.where(is_new, dest, context.tokens.shape[1])
+  return state.replace(
+      metrics=new_metrics,
+      context=context.replace(
+          tokens=_write(context.tokens, dest, tokens), length=length,
+          done=done, rounds=context.rounds + ~context.done, options=options,
+          log_probs=_log_probs(context, scores, verdict, tokens, dest)))
+
+
+def _write(buffer: Array, dest: Array, values: Array) -> Array:
+  """Writes `values [B,T,...]` at `dest int32[B,T]`, dropping out of range."""
+  put = jax.vmap(lambda row, i, x: row.at[i].set(x, mode='drop'))
+  return put(buffer, dest, values)
+
+
+def _log_probs(
+    context: Context, scores: Scores, verdict: Verdict, tokens: Array,
+    dest: Array,
+):
+  """Records raw and processed log-probabilities of the emitted tokens."""
+  if context.log_probs is None:
+    return None
+  if scores.raw is None:
+    raise ValueError('this target keeps no raw logits: log-probabilities '
+                     'are not available')
+  rows = tree.take_row(scores.raw, verdict.path)
+  raw = jax.nn.log_softmax(rows.astype(jnp.float32), axis=-1)
+  raw = jnp.take_along_axis(raw, tokens[..., None], axis=-1)[..., 0]
+  law = scores.target_law
+  processed = jnp.stack(
+      [law.at(verdict.path[:, i]).log_prob(tokens[:, i])
+       for i in range(tokens.shape[1])], axis=1)
+  return {
+      'raw': _write(context.log_probs['raw'], dest, raw),
+      'processed': _write(context.log_probs['processed'], dest, processed)}

@@ -1,0 +1,33 @@
+"""No drafting: plain decoding, at any block shape."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from specjax.core.types import Draft, Models, SpecState
+from specjax.drafters import base
+
+
+@dataclasses.dataclass(frozen=True)
+class Null(base.ChainDrafter):
+  """Proposes nothing.
+
+  With K = 0 this is plain decoding. With K > 0 the block is padded with
+  tokens that are never accepted: the reference that any drafter with K
+  drafts must equal bit for bit under a greedy or matching rule.
+  """
+
+  states_law = True  # nothing is drawn, so nothing is misstated
+  least = 0
+
+  def propose(
+      self, params: Models, state: SpecState
+  ) -> tuple[Draft, SpecState]:
+    """Returns a draft without a valid slot."""
+    del params
+    shape = (state.context.length.shape[0], self.topology.num_nodes)
+    return base.point_draft(
+        self.topology, jnp.zeros(shape, jnp.int32),
+        jnp.zeros(shape, bool)), state

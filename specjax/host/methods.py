@@ -1,0 +1,131 @@
+"""Drafters by name: vLLM's speculative configuration, and ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from specjax.core import control
+from specjax.drafters import Adaptive, InputGuided, Lookup, Null, SmallLM
+from specjax.host.load import Model
+
+# Other engines' names for the same thing -> the one that we print.
+_ALIASES = {
+    'num_assistant_tokens': 'num_speculative_tokens',
+    'speculate_k': 'num_speculative_tokens',
+    'max_draft_len': 'num_speculative_tokens',
+    'max_matching_ngram_size': 'prompt_lookup_max',
+    'assistant_confidence_threshold': 'draft_confidence_threshold',
+    'num_assistant_tokens_schedule': 'draft_len_schedule',
+}
+_METHODS = {'ngram_gpu': 'ngram', 'prompt_lookup': 'ngram', 'lookup': 'ngram',
+            'none': 'null', 'iad': 'input_guided'}
+_SHARED = {'method', 'num_speculative_tokens', 'draft_len_schedule',
+           'exact_shape', 'draft_cost'}
+_KEYS = {
+    'null': set(),
+    'ngram': {'prompt_lookup_min', 'prompt_lookup_max', 'prefer'},
+    'input_guided': {'max_ngram'},
+    'draft_model': {'model', 'draft_confidence_threshold'},
+}
+_SCHEDULES = ('constant', 'heuristic', 'confidence', 'tracking')
+
+
+def build(
+    config: Mapping[str, Any], target: Model,
+    load: Callable[[str], Model] | None = None,
+) -> tuple[Any, Any]:
+  """Returns `(drafter, drafter params)` of a speculative configuration.
+
+  Args:
+    config: vLLM's JSON: `method` ('ngram', 'draft_model', also 'null' and
+      'input_guided'), `num_speculative_tokens`, `prompt_lookup_min/max`,
+      `model`; and `draft_len_schedule` ('constant', 'heuristic',
+      'confidence', 'tracking'), `draft_confidence_threshold`,
+      `exact_shape`, `draft_cost`, `prefer`, `max_ngram`.
+    target: the model that will verify.
+    load: loads `config['model']`; only needed for 'draft_model'.
+
+  Raises:
+    ValueError: unknown key, method or schedule; vocabularies that differ.
+  """
+  config = {_ALIASES.get(k, k): v for k, v in dict(config).items()
+            if v is not None}
+  method = config.get('method', 'ngram')
+  method = _METHODS.get(method, method)
+  if method not in _KEYS:
+    raise ValueError(f"speculative method {config['method']!r}: known are "
+                     f"{', '.join(sorted(_KEYS))}")
+  allowed = _SHARED | _KEYS[method]
+  unknown = sorted(set(config) - allowed)
+  if unknown:
+    raise ValueError(f'speculative_config keys {unknown} are unknown for '
+                     f'method {method!r}; known are {sorted(allowed)}')
+  drafter, params = _plain(method, config, target, load)
+  return _scheduled(drafter, config), params
+
+
+def _plain(method: str, config: dict[str, Any], target: Model, load):
+  """Returns the drafter without a length schedule, and its parameters."""
+  kwargs = {k: config[k] for k in _KEYS[method] & set(config)}
+  if 'num_speculative_tokens' in config:
+    num = config['num_speculative_tokens']
+    if not isinstance(num, int) or isinstance(num, bool):
+      raise ValueError(f'num_speculative_tokens={num!r}: must be an integer')
+    kwargs['num_speculative_tokens'] = num
+  if method == 'null':
+    return Null(**kwargs), None
+  if method == 'ngram':
+    # vLLM lets one bound imply the other.
+    low, high = kwargs.get('prompt_lookup_min'), kwargs.get(
+        'prompt_lookup_max')
+    if low is not None and high is None:
+      kwargs['prompt_lookup_max'] = max(low, Lookup.prompt_lookup_max)
+    return Lookup(**kwargs), None
+  if method == 'input_guided':
+    return InputGuided(**kwargs), None
+  if 'model' not in kwargs or load is None:
+    raise ValueError("method 'draft_model' needs 'model'")
+  model = load(kwargs.pop('model'))
+  check_vocabularies(target, model)
+  threshold = kwargs.pop('draft_confidence_threshold', 0.0)
+  drafter = SmallLM(model=model.lm, confidence_threshold=threshold, **kwargs)
+  return drafter, model.params
+
+
+def _scheduled(drafter: Any, config: dict[str, Any]) -> Any:
+  """Wraps a drafter in the controller that the configuration names."""
+  schedule = config.get('draft_len_schedule', 'constant')
+  if schedule not in _SCHEDULES:
+    raise ValueError(f'draft_len_schedule={schedule!r}: known are '
+                     f"{', '.join(_SCHEDULES)}")
+  if schedule == 'constant' or drafter.topology.num_nodes == 0:
+    return drafter
+  if schedule == 'confidence' and not drafter.states_law:
+    raise ValueError(
+        "draft_len_schedule='confidence' needs a drafter that reports its "
+        "probabilities ('draft_model'); use 'heuristic' or 'tracking'")
+  exact = config.get('exact_shape', True)
+  controller = {
+      'heuristic': control.Heuristic, 'confidence': control.Confidence,
+      'tracking': lambda: control.Tracking(
+          draft_cost=config.get('draft_cost', 0.0)),
+  }[schedule]()
+  if not exact and isinstance(drafter, SmallLM):
+    drafter = drafter.resyncing()
+  return Adaptive(drafter, controller, exact_shape=exact)
+
+
+def check_vocabularies(target: Model, drafter: Model) -> None:
+  """Raises ValueError when a drafter speaks another vocabulary."""
+  advice = ('drafts must be token ids of the target; use a drafter of the '
+            "target's family, or method 'ngram'")
+  if target.tokenizer is not None and drafter.tokenizer is not None:
+    difference = target.tokenizer.compare(drafter.tokenizer)
+    if difference:
+      raise ValueError(f'the vocabularies of {target.name} and '
+                       f'{drafter.name} differ: {difference}; {advice}')
+  if target.vocab_size != drafter.vocab_size:
+    raise ValueError(
+        f'{target.name} scores {target.vocab_size} tokens and {drafter.name} '
+        f'{drafter.vocab_size}; {advice}')

@@ -1,0 +1,204 @@
+"""Requests, results, and the arrays that rows of a batch are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from specjax.core.types import Context, Options
+from specjax.io.options import Sampling
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """One row's worth of work.
+
+  Attributes:
+    id: shown in errors and results.
+    tokens: prompt, at least one token.
+    sampling: options.
+    seed: of this row's key; text is a function of it and of the options.
+    stream: index of the sample of this prompt, folded into the key.
+    source: span `(start, end)` of the prompt that input-guided drafting
+      copies from; None is the whole prompt.
+    prompt_index, turn: where the result belongs.
+  """
+
+  id: str
+  tokens: tuple[int, ...]
+  sampling: Sampling
+  seed: int = 0
+  stream: int = 0
+  source: tuple[int, int] | None = None
+  prompt_index: int = 0
+  turn: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """What came of a request.
+
+  Attributes:
+    request: the request.
+    tokens: new tokens, up to and including an end token.
+    text: decoded, without end tokens and stop strings; '' without a
+      tokenizer.
+    finish_reason: 'eos', 'stop' or 'length'.
+    rounds: target calls. histogram, drafted, accepted: as in `Metrics`.
+    excess: summed one-step TV estimate of a lossy rule.
+    ttft_s: from admission to the first new token, seconds.
+    wall_s: from admission to the end, seconds (as seen at chunk ends).
+    log_probs: `{'raw', 'processed'}`, f32 per new token, when asked for.
+  """
+
+  request: Request
+  tokens: tuple[int, ...]
+  text: str
+  finish_reason: str
+  rounds: int
+  histogram: np.ndarray
+  drafted: np.ndarray
+  accepted: np.ndarray
+  excess: float
+  ttft_s: float
+  wall_s: float
+  log_probs: dict[str, np.ndarray] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Stages:
+  """Which options any request of a run uses; decides what is compiled.
+
+  Attributes:
+    active: names of `Options` fields that are arrays.
+    num_eos: E, padded number of end tokens a row. log_probs, source:
+    whether any row wants them.
+  """
+
+  active: frozenset[str]
+  num_eos: int
+  log_probs: bool
+  source: bool
+
+
+_NEUTRAL: dict[str, Any] = {
+    'top_k': 0, 'top_p': 1.0, 'min_p': 0.0, 'repetition_penalty': 1.0,
+    'presence_penalty': 0.0, 'frequency_penalty': 0.0}
+
+
+def stages(requests: Sequence[Request], num_eos: int) -> Stages:
+  """Returns the union of what these requests need."""
+  active: set[str] = set()
+  for s in {id(r.sampling): r.sampling for r in requests}.values():
+    if not s.is_greedy:
+      active.add('temperature')
+    active |= {k for k, off in _NEUTRAL.items()
+               if getattr(s, k) != off and not (k == 'top_k' and s.top_k < 1)}
+    if s.logit_bias or s.banned_ids or s.allowed_ids is not None:
+      active.add('bias')
+    if s.min_new_tokens > 0:
+      active.add('min_new')
+  if 'temperature' not in active:  # filters cannot change an argmax
+    active -= {'top_k', 'top_p', 'min_p'}
+  return Stages(
+      active=frozenset(active), num_eos=max(num_eos, 1),
+      log_probs=any(r.sampling.log_probs for r in requests),
+      source=any(r.source is not None for r in requests))
+
+
+def bias_row(sampling: Sampling, vocab_size: int) -> np.ndarray:
+  """Returns f32[V]: logit bias, with -inf on what must not be drawn."""
+  row = np.zeros((vocab_size,), np.float32)
+  if sampling.allowed_ids is not None:
+    row[:] = -np.inf
+    row[list(sampling.allowed_ids)] = 0.0
+  for token, value in (sampling.logit_bias or {}).items():
+    row[token] += value
+  row[list(sampling.banned_ids)] = -np.inf
+  return row
+
+
+def build_context(
+    slots: Sequence[Request | None], *, size: int, vocab_size: int,
+    eos: Sequence[int], what: Stages, constraint: Any = None,
+) -> Context:
+  """Returns the host-side context of these rows (numpy leaves).
+
+  Args:
+    slots: a request per row; None for a vacant row (done from the start).
+    size: S, token capacity. vocab_size: V. eos: end tokens.
+    what: the run's stages; the structure of the context depends on it only.
+    constraint: fresh `pipeline.Constraint` for these rows, or None.
+  """
+  batch = len(slots)
+  tokens = np.zeros((batch, size), np.int32)
+  length = np.ones((batch,), np.int32)
+  limit = np.ones((batch,), np.int32)
+  source = np.zeros((batch, 2), np.int32)
+  seeds = np.zeros((batch, 2), np.int64)
+  for row, request in enumerate(slots):
+    if request is None:
+      continue
+    num = len(request.tokens)
+    tokens[row, :num] = request.tokens
+    length[row] = num
+    limit[row] = min(num + request.sampling.max_new_tokens, size)
+    source[row] = request.source or (0, num)
+    seeds[row] = request.seed, request.stream
+  samplings = [r.sampling if r is not None else None for r in slots]
+  options = _options(samplings, vocab_size, eos, what)
+  zeros = np.zeros((batch, size), np.float32)
+  return Context(
+      tokens=tokens, length=length, prompt_length=length.copy(), limit=limit,
+      done=np.asarray([r is None for r in slots]),
+      rounds=np.zeros((batch,), np.int32), keys=_keys(seeds),
+      options=options.replace(constraint=constraint),
+      condition={'source': source} if what.source else None,
+      log_probs=({'raw': zeros, 'processed': zeros.copy()}
+                 if what.log_probs else None))
+
+
+def _keys(seeds: np.ndarray) -> jax.Array:
+  """Returns a key per row from its (seed, stream)."""
+  low = (seeds[:, 0] & 0xFFFFFFFF).astype(np.uint32)
+  high = (seeds[:, 0] >> 32).astype(np.uint32)
+  stream = seeds[:, 1].astype(np.uint32)
+
+  def one(a, b, c):
+    key = jax.random.fold_in(jax.random.key(a), b)
+    return jax.random.fold_in(key, c)
+
+  return jax.vmap(one)(low, high, stream)
+
+
+def _options(
+    samplings: Sequence[Sampling | None], vocab_size: int,
+    eos: Sequence[int], what: Stages,
+) -> Options:
+  """Returns the option arrays; vacant rows get neutral values."""
+  def values(name: str, neutral: float, dtype) -> np.ndarray:
+    return np.asarray([neutral if s is None else getattr(s, name)
+                       for s in samplings], dtype)
+
+  arrays: dict[str, Any] = {}
+  for name, neutral in _NEUTRAL.items():
+    if name in what.active:
+      dtype = np.int32 if name == 'top_k' else np.float32
+      arrays[name] = values(name, neutral, dtype)
+  if 'temperature' in what.active:
+    arrays['temperature'] = values('temperature', 0.0, np.float32)
+  if 'min_new' in what.active:
+    arrays['min_new'] = values('min_new_tokens', 0, np.int32)
+  if 'bias' in what.active:
+    blank = Sampling()
+    arrays['bias'] = np.stack(
+        [bias_row(s or blank, vocab_size) for s in samplings])
+  ends = np.full((len(samplings), what.num_eos), -1, np.int32)
+  for row, s in enumerate(samplings):
+    if s is not None and not s.ignore_eos:
+      ends[row, :len(eos)] = eos
+  return Options(eos=ends, **arrays)

@@ -1,0 +1,97 @@
+"""Results of a run, and its summary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import dataclasses
+import importlib.metadata
+from typing import Any
+
+import jax
+import numpy as np
+
+from specjax.core import metrics
+from specjax.host.requests import Result
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+  """What `generate` returns.
+
+  Attributes:
+    results: one per prompt, sample and turn, in the order of the prompts.
+    wall_s: seconds of decoding, compilation excluded.
+    compile_s: seconds of tracing and compiling (or cache loading).
+    slot_rounds, row_rounds: rounds times slots, and those of unfinished
+      rows among them.
+    description: drafter, rule and shapes, for the summary.
+  """
+
+  results: tuple[Result, ...]
+  wall_s: float
+  compile_s: float
+  slot_rounds: int
+  row_rounds: int
+  description: dict[str, Any]
+
+  @property
+  def texts(self) -> list[str]:
+    """Texts of all results."""
+    return [r.text for r in self.results]
+
+  def __iter__(self):
+    return iter(self.results)
+
+  def __len__(self) -> int:
+    return len(self.results)
+
+  def __getitem__(self, index):
+    return self.results[index]
+
+  def summary(self) -> dict[str, Any]:
+    """Returns the figures of `summary.json`; see `core.metrics`."""
+    out = summarise(self.results)
+    return {
+        'num_requests': len(self.results), **out, 'wall_s': self.wall_s,
+        'compile_s': self.compile_s,
+        'tokens_per_s': out['new_tokens'] / max(self.wall_s, 1e-9),
+        'useful_row_share': self.row_rounds / max(self.slot_rounds, 1),
+        **self.description, 'device': device_name(), 'versions': versions()}
+
+
+def summarise(results: Sequence[Result]) -> dict[str, Any]:
+  """Returns acceptance and latency figures of some results."""
+  if not results:
+    return metrics.summarise(
+        np.zeros(1, int), np.zeros(0, int), np.zeros(0, int), 0, 0)
+  new = sum(len(r.tokens) for r in results)
+  rounds = sum(r.rounds for r in results)
+  out = metrics.summarise(
+      sum(r.histogram for r in results), sum(r.drafted for r in results),
+      sum(r.accepted for r in results), new, rounds)
+  excess = sum(r.excess for r in results)
+  # One-step TV of a lossy rule, averaged over rounds; 0 for exact ones.
+  out['one_step_tv'] = excess / max(rounds, 1)
+  later = [(r.wall_s - r.ttft_s) / (len(r.tokens) - 1)
+           for r in results if len(r.tokens) > 1]
+  out['ttft_s'] = float(np.mean([r.ttft_s for r in results]))
+  out['tpot_s'] = float(np.mean(later)) if later else None
+  return out
+
+
+def device_name() -> str:
+  """Returns the kind and number of devices."""
+  devices = jax.devices()
+  return f'{len(devices)} x {devices[0].device_kind}'
+
+
+def versions() -> dict[str, str]:
+  """Returns the versions that a number depends on."""
+  names = ('specjax', 'jax', 'jaxlib', 'flax')
+  out = {}
+  for name in names:
+    try:
+      out[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      out[name] = 'source'
+  return out

@@ -1,0 +1,84 @@
+"""A row's text while it grows: detokenisation, stop strings, timing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from specjax.host.requests import Request
+from specjax.io.stream import StopStrings, StreamDecoder
+
+
+class RowText:
+  """Follows one row.
+
+  Attributes:
+    request: what is being decoded. tokens: emitted so far. text: final text
+      so far. begun: host time of admission. ttft_s: until the first token.
+    rounds: rounds already counted by the decoder.
+  """
+
+  def __init__(self, request: Request, tokenizer: Any, begun: float):
+    self.request, self.begun = request, begun
+    self.tokens: list[int] = []
+    self.text = ''
+    self.ttft_s = 0.0
+    self.rounds = 0
+    self.stopped = False
+    self._stream = StreamDecoder(tokenizer) if tokenizer else None
+    self._stops = None
+    if request.sampling.stop:
+      if tokenizer is None:
+        raise ValueError('stop strings need a tokenizer')
+      self._stops = StopStrings(request.sampling.stop)
+
+  @property
+  def stops(self) -> bool:
+    """Whether the host has to look for stop strings."""
+    return self._stops is not None
+
+  def update(self, tokens: np.ndarray, now: float) -> str:
+    """Takes all new tokens of the row; returns the text that they add."""
+    fresh = tokens[len(self.tokens):].tolist()
+    if fresh and not self.tokens:
+      self.ttft_s = now - self.begun
+    pieces = []
+    for token in fresh:
+      self.tokens.append(token)
+      pieces.append(self._push(token))
+      if self.stopped:  # tokens after the stop string are not emitted
+        break
+    return ''.join(pieces)
+
+  def _push(self, token: int) -> str:
+    if self._stream is None:
+      return ''
+    piece = self._stream.push([token])
+    return self._filter(piece)
+
+  def _filter(self, piece: str) -> str:
+    if self._stops is not None:
+      piece = self._stops.push(piece)
+      self.stopped = self._stops.hit is not None
+    self.text += piece
+    return piece
+
+  def close(self) -> str:
+    """Returns the text held back for a character or stop string."""
+    if self._stream is None or self.stopped:
+      return ''
+    piece = self._filter(self._stream.flush())
+    if self._stops is not None and not self.stopped:
+      rest = self._stops.flush()
+      self.text += rest
+      piece += rest
+    return piece
+
+  def reason(self, eos: Sequence[int]) -> str:
+    """Returns why the row ended: 'stop', 'eos' or 'length'."""
+    if self.stopped:
+      return 'stop'
+    ends = self.tokens and self.tokens[-1] in eos
+    return 'eos' if ends and not self.request.sampling.ignore_eos else 'length'

@@ -1,0 +1,178 @@
+"""Attention over a cache, and the cache itself.
+
+A layer's cache is a dict `{'k', 'v'}` of `[B, slots, G, H]` (G key-value
+heads), plus `'slot' int32[B, slots]` for sliding windows, whose slots are a
+ring. Entry `base + t` of a block goes to slot `base + t` (modulo the ring);
+masks compare what is stored in a slot, never the slot's index, so stale
+entries are invisible and rolling back writes nothing.
+
+`attend` is the seam for custom kernels: nothing else touches keys and values.
+"""
+
+from __future__ import annotations
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+Cache = dict[str, Array]
+
+
+@struct.dataclass(kw_only=True)
+class Block:
+  """Where the T tokens of one call stand.
+
+  Attributes:
+    base: int32[B], slot of the block's first token; everything below it is
+      committed and visible.
+    position: int32[B,T], rotary position (depth for a tree).
+    fed: bool[B,T] or None (all); unfed entries are not stored.
+    ancestors: bool[T,T] or [B,T,T], or None for a chain.
+  """
+
+  base: Array
+  position: Array
+  fed: Array | None = None
+  ancestors: Array | None = None
+
+  @property
+  def slot(self) -> Array:
+    """int32[B,T], the entry that each token is stored under."""
+    return self.base[:, None] + jnp.arange(self.position.shape[1])
+
+
+def empty_cache(
+    batch: int, capacity: int, num_kv_heads: int, head_dim: int, dtype,
+    *, ring: int | None = None,
+) -> Cache:
+  """Returns zeroed keys and values; `ring` slots when a window bounds them.
+
+  Zeros, not uninitialised memory: 0 * NaN would leak from a masked slot.
+  """
+  if ring is not None and ring >= capacity:
+    # Nothing to save, and a ring shorter than asked would let a write past
+    # the end wrap onto keys that are still seen, where it should be dropped.
+    ring = None
+  slots = capacity if ring is None else ring
+  shape = (batch, slots, num_kv_heads, head_dim)
+  cache = {'k': jnp.zeros(shape, dtype), 'v': jnp.zeros(shape, dtype)}
+  if ring is not None:
+    cache['slot'] = jnp.full((batch, slots), -1, jnp.int32)
+  return cache
+
+
+def write(cache: Cache, block: Block, k: Array, v: Array) -> Cache:
+  """Stores `k, v [B,T,G,H]`; entries past the end or not fed are dropped.
+
+  A vmapped row scatter: no collective when rows or heads are sharded, and no
+  clamping at the end (a slice update would overwrite valid entries).
+  """
+  slots = cache['k'].shape[1]
+  slot = block.slot
+  dest = slot % slots if 'slot' in cache else slot
+  keep = slot >= 0
+  if block.fed is not None:
+    keep &= block.fed
+  dest = jnp.where(keep, dest, slots)  # out of range; -1 would wrap
+  put = jax.vmap(lambda row, i, x: row.at[i].set(x, mode='drop'))
+  new = {'k': put(cache['k'], dest, k.astype(cache['k'].dtype)),
+         'v': put(cache['v'], dest, v.astype(cache['v'].dtype))}
+  if 'slot' in cache:
+    new['slot'] = put(cache['slot'], dest, slot)
+  return new
+
+
+def mask(cache: Cache, block: Block, window: int | None) -> Array:
+  """Returns bool[B,T,slots]: which stored entries each token may see.
+
+  Call it with the cache *after* `write`.
+  """
+  stored = cache.get('slot')
+  if stored is None:
+    stored = jnp.arange(cache['k'].shape[1])[None]
+  stored = stored[:, None, :]  # [B|1,1,slots]
+  if block.ancestors is None:
+    seen = (stored >= 0) & (stored <= block.slot[..., None])
+    if window is not None:
+      seen &= stored > block.slot[..., None] - window
+    return seen
+  size = block.position.shape[1]
+  base = block.base[:, None, None]
+  seen = (stored >= 0) & (stored < base)
+  if window is not None:
+    seen &= stored > block.position[..., None] - window
+  inside = stored - base  # index in the block
+  local = jnp.broadcast_to(
+      block.ancestors, (block.base.shape[0], size, size))
+  if window is not None:
+    gap = block.position[:, :, None] - block.position[:, None, :]
+    local &= gap < window
+  index = jnp.clip(jnp.broadcast_to(
+      inside, (inside.shape[0], 1, inside.shape[2])), 0, size - 1)
+  hit = jnp.take_along_axis(local, index, axis=2)
+  return seen | (hit & (inside >= 0) & (inside < size))
+
+
+def attend(
+    q: Array, k: Array, v: Array, seen: Array, *, scale: float,
+    softcap: float | None, precision,
+) -> Array:
+  """Grouped-query attention of T tokens over a cache.
+
+  Args:
+    q: [B,T,G,Q,H] (Q query heads share a key-value head).
+    k: [B,slots,G,H]. v: the same.
+    seen: bool[B,T,slots]; at least one entry a token.
+    scale: multiplies the scores. softcap: bounds them by tanh, or None.
+    precision: of the matrix products.
+
+  Returns:
+    [B,T,G,Q,H] in q's dtype. Scores and softmax are float32.
+  """
+  scores = jnp.einsum('btgqh,bsgh->bgqts', q, k, precision=precision,
+                      preferred_element_type=jnp.float32) * scale
+  if softcap is not None:
+    scores = jnp.tanh(scores / softcap) * softcap
+  scores = jnp.where(seen[:, None, None], scores, -jnp.inf)
+  # Unfed rows of a padded chunk may see nothing: give them zeros, not NaN.
+  best = jnp.max(scores, axis=-1, keepdims=True)
+  weight = jnp.exp(scores - jnp.where(jnp.isfinite(best), best, 0.0))
+  total = jnp.maximum(weight.sum(axis=-1, keepdims=True), 1e-30)
+  probs = (weight / total).astype(q.dtype)
+  out = jnp.einsum('bgqts,bsgh->btgqh', probs, v, precision=precision,
+                   preferred_element_type=jnp.float32)
+  return out.astype(q.dtype)
+
+
+def compact(cache: Cache, root: Array, path: Array) -> Cache:
+  """Moves the entries of an accepted tree path behind the root.
+
+  Args:
+    cache: a layer's cache, block written at `root`.
+    root: int32[B], slot of the block's row 0.
+    path: int32[B,D+1] rows of the block, root first; padding may repeat any
+      row (its target slots are stale and masked).
+
+  Returns:
+    The cache with row `path[i]` stored at `root + i`. D + 1 entries a row
+    move; the rest is untouched.
+  """
+  slots = cache['k'].shape[1]
+  wrap = slots if 'slot' in cache else None
+  source = root[:, None] + path
+  dest = root[:, None] + jnp.arange(path.shape[1])
+  stored = dest
+  if wrap is not None:
+    source, dest = source % wrap, dest % wrap
+
+  def move(row: Array, src: Array, dst: Array) -> Array:
+    taken = jnp.take(row, src, axis=0, mode='clip')
+    return row.at[dst].set(taken, mode='drop')
+
+  new = {name: jax.vmap(move)(cache[name], source, dest) for name in 'kv'}
+  if wrap is not None:
+    new['slot'] = jax.vmap(
+        lambda row, i, x: row.at[i].set(x, mode='drop'))(
+            cache['slot'], dest, stored)
+  return new

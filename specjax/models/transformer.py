@@ -1,0 +1,338 @@
+"""One decoder, configured into Llama, Qwen2, Qwen3 and Gemma 3.
+
+Linen modules, stateless: the cache is an argument and a result. Parameters
+are a plain nested dict. Query, key and value projections are one matrix, and
+so are gate and up: at batch 1 a small model is bound by the number of
+kernels. `apply` runs a range of layers, so that early-exit drafters and
+resumed verification use the same code as a full forward pass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from specjax.models import attention, rope
+from specjax.models.attention import Block
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+  """A decoder's shape. Hashable; equal configs trace once.
+
+  Attributes:
+    vocab_size: V. num_layers. embed_dim: D. mlp_dim: F. num_heads.
+    num_kv_heads: G, divides num_heads. head_dim: H.
+    norm_eps: of every RMS norm.
+    rope_base: of global layers. rope_scaling: likewise.
+    local_rope_base: of sliding-window layers; None uses rope_base.
+    window: tokens that a local layer sees, itself included.
+    local_layers: bool per layer, True for a sliding window; () for none.
+    qkv_bias: Qwen2. qk_norm: Qwen3, Gemma 3.
+    post_norms: Gemma's norms after attention and MLP.
+    embed_scale: multiplies embeddings (Gemma: sqrt(D)).
+    activation: 'silu' or 'gelu_tanh'.
+    query_scale: of attention scores; None is head_dim ** -0.5.
+    attention_softcap, final_softcap: tanh bounds, or None.
+    tied: the head is the embedding.
+    dtype: of matrices, activations and cache; norms and logits are float32.
+  """
+
+  vocab_size: int
+  num_layers: int
+  embed_dim: int
+  mlp_dim: int
+  num_heads: int
+  num_kv_heads: int
+  head_dim: int
+  norm_eps: float = 1e-6
+  rope_base: float = 10000.0
+  rope_scaling: rope.RopeScaling | None = None
+  local_rope_base: float | None = None
+  window: int | None = None
+  local_layers: tuple[bool, ...] = ()
+  qkv_bias: bool = False
+  qk_norm: bool = False
+  post_norms: bool = False
+  embed_scale: float | None = None
+  activation: str = 'silu'
+  query_scale: float | None = None
+  attention_softcap: float | None = None
+  final_softcap: float | None = None
+  tied: bool = True
+  dtype: str = 'float32'
+
+  def __post_init__(self):
+    if self.num_heads % self.num_kv_heads:
+      raise ValueError(
+          f'num_heads={self.num_heads} is not a multiple of '
+          f'num_kv_heads={self.num_kv_heads}')
+    if self.activation not in ('silu', 'gelu_tanh'):
+      raise ValueError(f'activation {self.activation!r}: known are silu, '
+                       'gelu_tanh')
+    if self.local_layers and len(self.local_layers) != self.num_layers:
+      raise ValueError(f'{len(self.local_layers)} local_layers for '
+                       f'{self.num_layers} layers')
+
+  def is_local(self, layer: int) -> bool:
+    """Whether a layer attends through a sliding window."""
+    return bool(self.local_layers) and self.local_layers[layer]
+
+  @property
+  def precision(self) -> jax.lax.Precision:
+    """float32 means float32, also where the hardware prefers TF32."""
+    if self.dtype == 'float32':
+      return jax.lax.Precision.HIGHEST
+    return jax.lax.Precision.DEFAULT
+
+  @property
+  def num_params(self) -> int:
+    """Number of parameters."""
+    per_head = self.num_heads + 2 * self.num_kv_heads
+    layer = self.embed_dim * self.head_dim * (per_head + self.num_heads)
+    layer += 3 * self.embed_dim * self.mlp_dim
+    layer += self.embed_dim * (4 if self.post_norms else 2)
+    layer += per_head * self.head_dim if self.qkv_bias else 0
+    layer += 2 * self.head_dim if self.qk_norm else 0
+    heads = 1 if self.tied else 2
+    return (self.num_layers * layer + self.embed_dim
+            + heads * self.vocab_size * self.embed_dim)
+
+
+def _param(module: nn.Module, name: str, shape, axes, dtype, init=None):
+  """Declares a parameter with logical axis names (`parallel.rules`)."""
+  init = init or nn.initializers.normal(0.02)
+  return module.param(
+      name, nn.with_logical_partitioning(init, axes), shape, dtype)
+
+
+class RMSNorm(nn.Module):
+  """Root-mean-square norm over the last axis, in float32."""
+
+  config: TransformerConfig
+  size: int
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    scale = _param(self, 'scale', (self.size,), (None,), jnp.float32,
+                   nn.initializers.ones_init())
+    wide = x.astype(jnp.float32)
+    power = jnp.mean(wide * wide, axis=-1, keepdims=True)
+    normed = wide * jax.lax.rsqrt(power + self.config.norm_eps)
+    return (normed * scale).astype(x.dtype)
+
+
+class Attention(nn.Module):
+  """Grouped-query attention over a cache."""
+
+  config: TransformerConfig
+  is_local: bool
+
+  @nn.compact
+  def __call__(self, x: Array, cache, block: Block, seen: Array, table):
+    c = self.config
+    group = c.num_heads // c.num_kv_heads
+    shape = (c.embed_dim, c.num_kv_heads, group + 2, c.head_dim)
+    qkv_axes = ('embed', 'kv_heads', None, None)
+    kernel = _param(self, 'qkv', shape, qkv_axes, c.dtype)
+    mixed = jnp.einsum('btd,dgqh->btgqh', x, kernel, precision=c.precision)
+    if c.qkv_bias:
+      mixed += _param(self, 'qkv_bias', shape[1:], qkv_axes[1:], c.dtype,
+                      nn.initializers.zeros_init())
+    q, k, v = mixed[:, :, :, :group], mixed[..., group, :], mixed[..., -1, :]
+    if c.qk_norm:
+      q = RMSNorm(c, c.head_dim, name='q_norm')(q)
+      k = RMSNorm(c, c.head_dim, name='k_norm')(k)
+    q, k = rope.rotate(q, table), rope.rotate(k, table)
+    cache = attention.write(cache, block, k, v)
+    scale = c.query_scale or c.head_dim ** -0.5
+    out = attention.attend(
+        q, cache['k'], cache['v'], seen, scale=scale,
+        softcap=c.attention_softcap, precision=c.precision)
+    kernel = _param(
+        self, 'out', (c.num_kv_heads, group, c.head_dim, c.embed_dim),
+        ('kv_heads', None, None, 'embed'), c.dtype)
+    out = jnp.einsum('btgqh,gqhd->btd', out, kernel, precision=c.precision)
+    return out, cache
+
+
+class MLP(nn.Module):
+  """Gated MLP; one function, so that a fused kernel can take its place."""
+
+  config: TransformerConfig
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    c = self.config
+    up = _param(self, 'gate_up', (c.embed_dim, 2, c.mlp_dim),
+                ('embed', None, 'mlp'), c.dtype)
+    down = _param(self, 'down', (c.mlp_dim, c.embed_dim),
+                  ('mlp', 'embed'), c.dtype)
+    both = jnp.einsum('btd,dkf->btkf', x, up, precision=c.precision)
+    gate, value = both[:, :, 0], both[:, :, 1]
+    if c.activation == 'silu':
+      gate = jax.nn.silu(gate)
+    else:
+      gate = jax.nn.gelu(gate, approximate=True)
+    return jnp.einsum('btf,fd->btd', gate * value, down,
+                      precision=c.precision)
+
+
+class Layer(nn.Module):
+  """Attention and MLP around the residual stream."""
+
+  config: TransformerConfig
+  is_local: bool
+
+  @nn.compact
+  def __call__(self, x: Array, cache, block: Block, seen: Array, table):
+    c = self.config
+    h = RMSNorm(c, c.embed_dim, name='attention_norm')(x)
+    h, cache = Attention(c, self.is_local, name='attention')(
+        h, cache, block, seen, table)
+    if c.post_norms:
+      h = RMSNorm(c, c.embed_dim, name='post_attention_norm')(h)
+    x = x + h
+    h = MLP(c, name='mlp')(RMSNorm(c, c.embed_dim, name='mlp_norm')(x))
+    if c.post_norms:
+      h = RMSNorm(c, c.embed_dim, name='post_mlp_norm')(h)
+    return x + h, cache
+
+
+class Transformer(nn.Module):
+  """The decoder; see the module docstring.
+
+  Taps are hidden states [B,T,D] by name: `'resid_i'` is the residual stream
+  entering layer i (so `'resid_0'` is the embedding and `'resid_L'` leaves the
+  last layer), `'final'` is the stream after the final norm.
+  """
+
+  config: TransformerConfig
+
+  def setup(self):
+    c = self.config
+    self.embedding = _param(self, 'embedding', (c.vocab_size, c.embed_dim),
+                            ('vocab', 'embed'), c.dtype)
+    self.layers = [Layer(c, c.is_local(i), name=f'layer_{i}')
+                   for i in range(c.num_layers)]
+    self.final_norm = RMSNorm(c, c.embed_dim, name='final_norm')
+    if not c.tied:
+      self.head_kernel = _param(self, 'head', (c.vocab_size, c.embed_dim),
+                                ('vocab', 'embed'), c.dtype)
+
+  def embed(self, tokens: Array) -> Array:
+    """Returns [B,T,D]; ids out of range are clipped."""
+    x = jnp.take(self.embedding, tokens, axis=0, mode='clip')
+    if self.config.embed_scale is not None:
+      x = x * jnp.asarray(self.config.embed_scale, x.dtype)
+    return x
+
+  def head(self, x: Array) -> Array:
+    """Returns float32 logits [B,T,V] of normed hidden states."""
+    c = self.config
+    kernel = self.embedding if c.tied else self.head_kernel
+    logits = jnp.einsum('btd,vd->btv', x, kernel, precision=c.precision,
+                        preferred_element_type=jnp.float32)
+    if c.final_softcap is not None:
+      logits = jnp.tanh(logits / c.final_softcap) * c.final_softcap
+    return logits
+
+  def __call__(
+      self, x: Array, cache: tuple, block: Block, *, start: int = 0,
+      stop: int | None = None, taps: tuple[str, ...] = (),
+      with_head: bool = True,
+  ) -> tuple[Array | None, dict[str, Array], tuple]:
+    """Runs layers `start` to `stop` on hidden states or token ids.
+
+    Args:
+      x: int32[B,T] tokens (start == 0) or [B,T,D] entering layer `start`.
+      cache: one dict a layer, all layers, whatever the range.
+      block: where the T tokens stand.
+      start, stop: layer range; `stop=None` runs to the end.
+      taps: names of hidden states to return.
+      with_head: whether to return logits (only with `stop=None`).
+
+    Returns:
+      `(logits f32[B,T,V] or None, taps, cache)`. With a `stop` the residual
+      stream is found under `'resid_<stop>'` in the taps.
+    """
+    c = self.config
+    if jnp.issubdtype(x.dtype, jnp.integer):
+      x = self.embed(x)
+    end = c.num_layers if stop is None else stop
+    wanted = set(taps) | ({f'resid_{stop}'} if stop is not None else set())
+    found: dict[str, Array] = {}
+    tables: dict[bool, Any] = {}
+    masks: dict[bool, Array] = {}
+    new = list(cache)
+    for i in range(start, end):
+      if f'resid_{i}' in wanted:
+        found[f'resid_{i}'] = x
+      local = c.is_local(i)
+      if local not in tables:
+        base = c.local_rope_base if local else None
+        tables[local] = rope.tables(
+            block.position, c.head_dim, base or c.rope_base,
+            None if local and base else c.rope_scaling)
+        masks[local] = _mask(new[i], block, c.window if local else None)
+      x, new[i] = self.layers[i](x, new[i], block, masks[local],
+                                 tables[local])
+    if f'resid_{end}' in wanted:
+      found[f'resid_{end}'] = x
+    if stop is not None or not (with_head or 'final' in wanted):
+      return None, found, tuple(new)
+    x = self.final_norm(x)
+    if 'final' in wanted:
+      found['final'] = x
+    return (self.head(x) if with_head else None), found, tuple(new)
+
+
+def _mask(cache, block: Block, window: int | None) -> Array:
+  """The mask of all layers of a kind; slots as they will be after writing."""
+  slots = {'k': cache['k']}
+  if 'slot' in cache:
+    stored = attention.write(
+        {**cache, 'k': cache['slot'], 'v': cache['slot']}, block,
+        block.slot, block.slot)
+    slots['slot'] = stored['slot']
+  return attention.mask(slots, block, window)
+
+
+def init(config: TransformerConfig, key: Array) -> Any:
+  """Returns random parameters, boxed with their logical axes.
+
+  Use under `jax.jit(..., out_shardings=...)` for sharded creation, and
+  `flax.linen.unbox` for plain arrays.
+  """
+  model = Transformer(config)
+  cache = empty_cache(config, 1, 2)
+  block = Block(base=jnp.zeros((1,), jnp.int32),
+                position=jnp.zeros((1, 1), jnp.int32))
+  tokens = jnp.zeros((1, 1), jnp.int32)
+  return model.init(key, tokens, cache, block)['params']
+
+
+def empty_cache(
+    config: TransformerConfig, batch: int, capacity: int, *,
+    chunk: int = 1,
+) -> tuple[dict[str, Array], ...]:
+  """Returns one empty cache a layer.
+
+  Sliding-window layers keep a ring of `window + chunk` slots, where `chunk`
+  is the most tokens fed in one call (prefill chunk or drafts + 1): later or
+  rejected entries must not overwrite keys that a query still sees.
+  """
+  def one(layer: int):
+    ring = None
+    if config.is_local(layer) and config.window is not None:
+      ring = config.window + chunk
+    return attention.empty_cache(
+        batch, capacity, config.num_kv_heads, config.head_dim, config.dtype,
+        ring=ring)
+  return tuple(one(i) for i in range(config.num_layers))

@@ -1,0 +1,102 @@
+"""Block verification: one decision for the whole drafted chain."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from specjax.core import keys, law as law_lib, tree
+from specjax.core.types import Context, Draft, Models, Scores, Verdict
+from specjax.verify import chains
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+  """Accepts the longest prefix that a joint test allows.
+
+  Lossless, and never accepts less in expectation than `Speculative`. Needs
+  the law that drafts were drawn from. Noise is keyed by round: keyed by
+  position it would reuse the noise of a rejected tail, which is a bias here.
+
+  References: Sun et al. 2025, arXiv:2403.10444, algorithm 2.
+  """
+
+  needs_law = True
+  lossy = False
+  name = 'block'
+
+  def verify(
+      self, params: Models, context: Context, draft: Draft, scores: Scores
+  ) -> Verdict:
+    """Draws the accepted length, then the token after it."""
+    del params
+    chains.require_chain(draft, self.name)
+    law, num = scores.target_law, draft.topology.num_nodes
+    key = keys.row(context, keys.Purpose.RESIDUAL)
+    if num == 0:
+      count = jnp.zeros(context.length.shape, jnp.int32)
+      return chains.verdict(draft, count, law.at(count).sample(key))
+    if draft.draft_law is None:
+      raise ValueError("verify='block' needs the law that drafts were drawn "
+                       "from; use 'speculative' or 'match'")
+    log_w = _log_weights(draft, scores)
+    last = jnp.sum(draft.valid, axis=1)  # the chain's end in this row
+    h = _hazards(draft, law, log_w, last)
+    u = keys.uniform(keys.row(context, keys.Purpose.ACCEPT), num)
+    # The last index that passes, not the length of a passing prefix.
+    reached = jnp.where(u < h, jnp.arange(1, num + 1), 0)
+    count = jnp.max(reached, axis=1).astype(jnp.int32)
+    scale = jnp.exp(tree.take_row(
+        jnp.pad(log_w, ((0, 0), (1, 0))), count))
+    drawn_from = law_lib.at_slot(draft, count, law.vocab_size)
+    next_token, gave_up = law.at(count).residual(
+        drawn_from, key, count < last, scale)
+    return chains.verdict(draft, count, next_token, gave_up)
+
+
+def _log_weights(draft: Draft, scores: Scores) -> Array:
+  """Returns log w_1..w_N, f32[B,N]: w_i = min(1, w_{i-1} p_i / q_i)."""
+  log_p = chains.target_log_prob(draft, scores)
+  log_q = jnp.maximum(chains.draft_log_prob(draft), jnp.log(1e-30))
+  step = log_p - log_q
+
+  def advance(carry: Array, x: Array) -> tuple[Array, Array]:
+    new = jnp.minimum(0.0, carry + x)
+    return new, new
+
+  _, out = jax.lax.scan(advance, jnp.zeros(step.shape[0]), step.T)
+  return out.T
+
+
+def _hazards(draft: Draft, law, log_w: Array, last: Array) -> Array:
+  """Returns h_1..h_N, f32[B,N]; 0 after the row's last drafted slot."""
+  num = draft.topology.num_nodes
+  w = jnp.exp(log_w)
+  slot = jnp.arange(1, num + 1)
+  h = jnp.where(slot == last[:, None], w, 0.0)
+  if num == 1:
+    return h
+  # S_i = sum_x relu(w_i p_{i+1}(x) - q_{i+1}(x)); p_{i+1} is row i, q_{i+1}
+  # the law of slot i (0-based).
+  p = law.probs[:, 1:num]
+  q = _draft_probs(draft, law.vocab_size)[:, 1:]
+  s = jnp.maximum(w[:, :-1, None] * p - q, 0.0).sum(axis=-1)
+  den = s + 1.0 - w[:, :-1]
+  inner = jnp.where(den > 0, s / jnp.where(den > 0, den, 1.0), 1.0)
+  inner = jnp.pad(inner, ((0, 0), (0, 1)))
+  return jnp.where(slot < last[:, None], inner, h)
+
+
+def _draft_probs(draft: Draft, vocab_size: int) -> Array:
+  """Returns q of every slot, f32[B,N,V]; one-hot where it is a point."""
+  law = draft.draft_law
+  shape = draft.tokens.shape
+  if draft.law_row is not None:
+    law = law.at(jnp.broadcast_to(draft.law_row, shape))
+  point = jax.nn.one_hot(draft.tokens, vocab_size, dtype=jnp.float32)
+  fixed = jnp.broadcast_to(chains.is_point(draft), shape)
+  return jnp.where(fixed[..., None], point, law.probs)
