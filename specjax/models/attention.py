@@ -1,7 +1,9 @@
 """Attention over a cache, and the cache itself.
 
-A layer's cache is a dict `{'k', 'v'}` of `[B, slots, G, H]` (G key-value
-heads), plus `'slot' int32[B, slots]` for sliding windows, whose slots are a
+A layer's cache is a dict `{'k', 'v'}` of `[B, G, slots, H]` (G key-value
+heads; heads before slots, so that the matrix products read it as it lies: on
+CPUs the other order costs a transposed copy of the cache a layer, on GPUs
+both are equally fast), plus `'slot' int32[B, slots]` for sliding windows, whose slots are a
 ring. Entry `base + t` of a block goes to slot `base + t` (modulo the ring);
 masks compare what is stored in a slot, never the slot's index, so stale
 entries are invisible and rolling back writes nothing.
@@ -55,7 +57,7 @@ def empty_cache(
     # the end wrap onto keys that are still seen, where it should be dropped.
     ring = None
   slots = capacity if ring is None else ring
-  shape = (batch, slots, num_kv_heads, head_dim)
+  shape = (batch, num_kv_heads, slots, head_dim)
   cache = {'k': jnp.zeros(shape, dtype), 'v': jnp.zeros(shape, dtype)}
   if ring is not None:
     cache['slot'] = jnp.full((batch, slots), -1, jnp.int32)
@@ -68,29 +70,45 @@ def write(cache: Cache, block: Block, k: Array, v: Array) -> Cache:
   A vmapped row scatter: no collective when rows or heads are sharded, and no
   clamping at the end (a slice update would overwrite valid entries).
   """
-  slots = cache['k'].shape[1]
-  slot = block.slot
-  dest = slot % slots if 'slot' in cache else slot
-  keep = slot >= 0
-  if block.fed is not None:
-    keep &= block.fed
-  dest = jnp.where(keep, dest, slots)  # out of range; -1 would wrap
-  put = jax.vmap(lambda row, i, x: row.at[i].set(x, mode='drop'))
-  new = {'k': put(cache['k'], dest, k.astype(cache['k'].dtype)),
-         'v': put(cache['v'], dest, v.astype(cache['v'].dtype))}
+  dest = _dest(cache, block)
+  put = jax.vmap(  # rows, then heads
+      jax.vmap(lambda old, i, x: old.at[i].set(x, mode='drop'),
+               in_axes=(0, None, 0)))
+  new = {}
+  for name, x in (('k', k), ('v', v)):
+    x = jnp.moveaxis(x, 2, 1).astype(cache[name].dtype)
+    new[name] = put(cache[name], dest, x)
   if 'slot' in cache:
-    new['slot'] = put(cache['slot'], dest, slot)
+    new['slot'] = write_slots(cache, block)
   return new
 
 
-def mask(cache: Cache, block: Block, window: int | None) -> Array:
-  """Returns bool[B,T,slots]: which stored entries each token may see.
+def write_slots(cache: Cache, block: Block) -> Array:
+  """Returns a ring's `slot int32[B,slots]` after `block` is written."""
+  put = jax.vmap(lambda old, i, x: old.at[i].set(x, mode='drop'))
+  return put(cache['slot'], _dest(cache, block), block.slot)
 
-  Call it with the cache *after* `write`.
+
+def _dest(cache: Cache, block: Block) -> Array:
+  """Returns where entries go, int32[B,T]; out of range is dropped."""
+  slots, slot = cache['k'].shape[2], block.slot
+  keep = slot >= 0
+  if block.fed is not None:
+    keep &= block.fed
+  dest = slot % slots if 'slot' in cache else slot
+  return jnp.where(keep, dest, slots)  # -1 would wrap
+
+
+def mask(cache: Cache, block: Block, window: int | None) -> Array:
+  """Returns bool[B,T,slots]: which entries each token of a block may see.
+
+  `cache` is as it was *before* the block is written; one mask serves all
+  layers of a kind.
   """
-  stored = cache.get('slot')
-  if stored is None:
-    stored = jnp.arange(cache['k'].shape[1])[None]
+  if 'slot' in cache:
+    stored = write_slots(cache, block)
+  else:
+    stored = jnp.arange(cache['k'].shape[2])[None]
   stored = stored[:, None, :]  # [B|1,1,slots]
   if block.ancestors is None:
     seen = (stored >= 0) & (stored <= block.slot[..., None])
@@ -122,27 +140,34 @@ def attend(
 
   Args:
     q: [B,T,G,Q,H] (Q query heads share a key-value head).
-    k: [B,slots,G,H]. v: the same.
-    seen: bool[B,T,slots]; at least one entry a token.
+    k: [B,G,slots,H]. v: the same.
+    seen: bool[B,T,slots]. A token that sees nothing (padding) gets zeros.
     scale: multiplies the scores. softcap: bounds them by tanh, or None.
     precision: of the matrix products.
 
   Returns:
     [B,T,G,Q,H] in q's dtype. Scores and softmax are float32.
   """
-  scores = jnp.einsum('btgqh,bsgh->bgqts', q, k, precision=precision,
+  batch, size, groups, per, head_dim = q.shape
+  slots = k.shape[2]
+  # One batched matrix product per row and key-value head.
+  rows = jnp.transpose(q, (0, 2, 3, 1, 4)).reshape(
+      batch, groups, per * size, head_dim)
+  scores = jnp.einsum('bgrh,bgsh->bgrs', rows, k, precision=precision,
                       preferred_element_type=jnp.float32) * scale
   if softcap is not None:
     scores = jnp.tanh(scores / softcap) * softcap
+  scores = scores.reshape(batch, groups, per, size, slots)
   scores = jnp.where(seen[:, None, None], scores, -jnp.inf)
-  # Unfed rows of a padded chunk may see nothing: give them zeros, not NaN.
   best = jnp.max(scores, axis=-1, keepdims=True)
   weight = jnp.exp(scores - jnp.where(jnp.isfinite(best), best, 0.0))
   total = jnp.maximum(weight.sum(axis=-1, keepdims=True), 1e-30)
-  probs = (weight / total).astype(q.dtype)
-  out = jnp.einsum('bgqts,bsgh->btgqh', probs, v, precision=precision,
+  probs = (weight / total).astype(q.dtype).reshape(
+      batch, groups, per * size, slots)
+  out = jnp.einsum('bgrs,bgsh->bgrh', probs, v, precision=precision,
                    preferred_element_type=jnp.float32)
-  return out.astype(q.dtype)
+  out = out.astype(q.dtype).reshape(batch, groups, per, size, head_dim)
+  return jnp.transpose(out, (0, 3, 1, 2, 4))
 
 
 def compact(cache: Cache, root: Array, path: Array) -> Cache:
@@ -158,21 +183,18 @@ def compact(cache: Cache, root: Array, path: Array) -> Cache:
     The cache with row `path[i]` stored at `root + i`. D + 1 entries a row
     move; the rest is untouched.
   """
-  slots = cache['k'].shape[1]
-  wrap = slots if 'slot' in cache else None
+  slots = cache['k'].shape[2]
   source = root[:, None] + path
-  dest = root[:, None] + jnp.arange(path.shape[1])
-  stored = dest
-  if wrap is not None:
-    source, dest = source % wrap, dest % wrap
+  dest = stored = root[:, None] + jnp.arange(path.shape[1])
+  if 'slot' in cache:
+    source, dest = source % slots, dest % slots
 
-  def move(row: Array, src: Array, dst: Array) -> Array:
-    taken = jnp.take(row, src, axis=0, mode='clip')
-    return row.at[dst].set(taken, mode='drop')
+  def move(heads: Array, src: Array, dst: Array) -> Array:
+    taken = jnp.take(heads, src, axis=1, mode='clip')
+    return heads.at[:, dst].set(taken, mode='drop')
 
   new = {name: jax.vmap(move)(cache[name], source, dest) for name in 'kv'}
-  if wrap is not None:
-    new['slot'] = jax.vmap(
-        lambda row, i, x: row.at[i].set(x, mode='drop'))(
-            cache['slot'], dest, stored)
+  if 'slot' in cache:
+    put = jax.vmap(lambda old, i, x: old.at[i].set(x, mode='drop'))
+    new['slot'] = put(cache['slot'], dest, stored)
   return new

@@ -50,6 +50,8 @@ _REFUSED = {
     'attention_bias': 'a bias on the attention output',
     'mlp_bias': 'biases in the MLP',
     'use_bidirectional_attention': 'attention to later tokens',
+    # Gemma 3 checkpoints have null; some engines would apply it, others not.
+    'attn_logit_softcapping': 'a decision that the architecture leaves open',
     'quantization_config': 'weights packed by a quantiser; take the '
                            'unquantised checkpoint, or a GGUF file',
 }
@@ -104,7 +106,6 @@ def from_hf(
       embed_scale=math.sqrt(embed_dim) if is_gemma else None,
       activation=_activation(text, is_gemma),
       query_scale=scalar ** -0.5 if scalar and scalar != head_dim else None,
-      attention_softcap=text.get('attn_logit_softcapping') or None,
       final_softcap=text.get('final_logit_softcapping') or None,
       tied=bool(text.get('tie_word_embeddings', False)),
       dtype=check_dtype(dtype))

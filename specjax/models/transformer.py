@@ -158,7 +158,10 @@ class Attention(nn.Module):
     kernel = _param(
         self, 'out', (c.num_kv_heads, group, c.head_dim, c.embed_dim),
         ('kv_heads', None, None, 'embed'), c.dtype)
-    out = jnp.einsum('btgqh,gqhd->btd', out, kernel, precision=c.precision)
+    # Flattened by hand: as an einsum, XLA on CPUs copies the weight.
+    width = c.num_heads * c.head_dim
+    out = jnp.dot(out.reshape(x.shape[:2] + (width,)),
+                  kernel.reshape(width, c.embed_dim), precision=c.precision)
     return out, cache
 
 
@@ -280,7 +283,8 @@ class Transformer(nn.Module):
         tables[local] = rope.tables(
             block.position, c.head_dim, base or c.rope_base,
             None if local and base else c.rope_scaling)
-        masks[local] = _mask(new[i], block, c.window if local else None)
+        masks[local] = attention.mask(
+            new[i], block, c.window if local else None)
       x, new[i] = self.layers[i](x, new[i], block, masks[local],
                                  tables[local])
     if f'resid_{end}' in wanted:
@@ -291,17 +295,6 @@ class Transformer(nn.Module):
     if 'final' in wanted:
       found['final'] = x
     return (self.head(x) if with_head else None), found, tuple(new)
-
-
-def _mask(cache, block: Block, window: int | None) -> Array:
-  """The mask of all layers of a kind; slots as they will be after writing."""
-  slots = {'k': cache['k']}
-  if 'slot' in cache:
-    stored = attention.write(
-        {**cache, 'k': cache['slot'], 'v': cache['slot']}, block,
-        block.slot, block.slot)
-    slots['slot'] = stored['slot']
-  return attention.mask(slots, block, window)
 
 
 def init(config: TransformerConfig, key: Array) -> Any:

@@ -42,7 +42,7 @@ def param_shardings(mesh: Mesh, axes: Any, shapes: Any) -> Any:
 def state_shardings(mesh: Mesh, shapes: Any, batch: int) -> Any:
   """Returns shardings of a state: rows over `data`, heads over `model`.
 
-  A leaf that leads with B is split by rows; keys and values (`[B, slots, G,
+  A leaf that leads with B is split by rows; keys and values (`[B, G, slots,
   H]` under 'k' and 'v') also by key-value heads. Everything else, and
   whatever the mesh does not divide, is replicated.
   """
@@ -52,7 +52,7 @@ def state_shardings(mesh: Mesh, shapes: Any, batch: int) -> Any:
     spec = [_fits(batch, DATA, mesh)] + [None] * (leaf.ndim - 1)
     name = getattr(path[-1], 'key', None)
     if name in ('k', 'v') and leaf.ndim == 4:
-      spec[2] = _fits(leaf.shape[2], MODEL, mesh)
+      spec[1] = _fits(leaf.shape[1], MODEL, mesh)
     return NamedSharding(mesh, P(*spec))
   return jax.tree_util.tree_map_with_path(one, shapes)
 

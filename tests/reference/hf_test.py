@@ -5,14 +5,12 @@ folder would be, and read by our own reader. The real checkpoint goes the other
 way: read by us, exported, and run there.
 """
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from specjax.io import gguf, hub, safetensors
+from specjax.io import gguf, safetensors
 from specjax.io.tokenizer import Tokenizer
 from specjax.models import config as config_lib
 from specjax.models import transformer, weights
@@ -88,7 +86,7 @@ MODELS = {
     'qwen3': _qwen3,
     'gemma3': _gemma3,
     'gemma3_scaled': lambda: _gemma3(
-        final_logit_softcapping=5.0, attn_logit_softcapping=3.0,
+        final_logit_softcapping=5.0,
         rope_parameters=dict(
             full_attention=dict(rope_theta=1e6, rope_type='linear',
                                 factor=8.0),
@@ -101,7 +99,7 @@ def _create(name):
   """Returns a model whose norms and biases are no longer trivial."""
   torch.manual_seed(0)
   model = MODELS[name]().eval()
-  model.set_attn_implementation('eager')  # the others lack soft caps
+  model.set_attn_implementation('eager')
   with torch.no_grad():
     for key, value in model.named_parameters():
       if 'norm' in key or key.endswith('bias'):
@@ -125,7 +123,7 @@ def _logits(config, params, tokens, chunk):
   model = transformer.Transformer(config)
 
   @jax.jit
-  def step(cache, block_tokens, base):
+  def step(params, cache, block_tokens, base):
     position = base + jnp.arange(block_tokens.shape[1])
     block = Block(base=jnp.full((batch,), base),
                   position=jnp.broadcast_to(position, block_tokens.shape))
@@ -136,13 +134,13 @@ def _logits(config, params, tokens, chunk):
   out = []
   for base in range(0, length, chunk):
     fed = jnp.asarray(tokens[:, base:base + chunk], jnp.int32)
-    logits, cache = step(cache, fed, jnp.int32(base))
+    logits, cache = step(params, cache, fed, jnp.int32(base))
     out.append(np.asarray(logits))
   return np.concatenate(out, axis=1)
 
 
 @pytest.mark.parametrize('name', MODELS)
-def test_logits_equal(name, tmp_path, record_property):
+def test_logits_equal(name, tmp_path):
   model = _create(name)
   model.save_pretrained(tmp_path)
   tensors = safetensors.read(tmp_path)
@@ -155,8 +153,7 @@ def test_logits_equal(name, tmp_path, record_property):
   for chunk in (LENGTH, 7, 1):
     got = _logits(config, params, tokens, chunk)
     worst[chunk] = float(np.abs(got - expected).max())
-  record_property('max_abs_difference', json.dumps(worst))
-  record_property('logit_size', float(np.abs(expected).max()))
+  print(name, worst)  # shown by `pytest -rP`
   assert max(worst.values()) < TOLERANCE, worst
   assert np.abs(expected).max() > 0.5  # not a comparison of zeros
 
@@ -185,12 +182,12 @@ TEXT = (
 
 
 @pytest.mark.weights
-def test_real_checkpoint_equal(record_property):
-  file = gguf.read(hub.resolve('smollm2-135m-instruct', offline=True))
+def test_real_checkpoint_equal(smollm2_path):
+  file = gguf.read(smollm2_path)
   read = lambda n: file.tensors[n].read()  # noqa: E731
   config = config_lib.from_gguf(file.metadata, file.tensors, read=read)
   params = weights.load(config, read, file.tensors, scheme='gguf')
-  text = Tokenizer.from_gguf(file)
+  text = Tokenizer.from_gguf(file.metadata)
   tokens = np.asarray(text.encode(TEXT))[None, :LENGTH]
   assert tokens.shape == (1, LENGTH)
 
@@ -207,10 +204,9 @@ def test_real_checkpoint_equal(record_property):
   expected = _torch_logits(model, tokens)
   got = _logits(config, params, tokens, LENGTH)
   worst = float(np.abs(got - expected).max())
-  record_property('max_abs_difference', worst)
   assert worst < TOLERANCE
   # It reads English: the weights are where they belong on both sides.
   log_probs = np.asarray(jax.nn.log_softmax(got[0, :-1]))
   loss = -log_probs[np.arange(LENGTH - 1), tokens[0, 1:]].mean()
-  record_property('nats_per_token', float(loss))
+  print(f'{worst=} {loss=}')
   assert loss < 3.5
