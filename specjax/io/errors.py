@@ -23,3 +23,7 @@ class TokenizerError(SpecjaxError):
 
 class PromptError(SpecjaxError):
   """A prompt file, or one line of it, cannot be read."""
+
+
+class OutputError(SpecjaxError):
+  """A result cannot be written."""

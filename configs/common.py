@@ -1,0 +1,34 @@
+"""What several configs share: sampling and speculation with every key."""
+
+from ml_collections import config_dict
+
+_INT, _FLOAT, _STR = int, float, str
+
+
+def sampling(**values) -> config_dict.ConfigDict:
+  """Returns all options of `specjax.Sampling`; unset ones are None."""
+  types = dict(
+      temperature=_FLOAT, top_k=_INT, top_p=_FLOAT, min_p=_FLOAT,
+      repetition_penalty=_FLOAT, presence_penalty=_FLOAT,
+      frequency_penalty=_FLOAT, allowed_ids=tuple, banned_ids=tuple,
+      max_new_tokens=_INT, min_new_tokens=_INT, stop=tuple, ignore_eos=bool,
+      seed=_INT, n=_INT, log_probs=bool)
+  return _section(types, values)
+
+
+def speculative(**values) -> config_dict.ConfigDict:
+  """Returns all keys of a speculative configuration; unset ones are None."""
+  types = dict(
+      method=_STR, num_speculative_tokens=_INT, prompt_lookup_min=_INT,
+      prompt_lookup_max=_INT, prefer=_STR, max_ngram=_INT, model=_STR,
+      draft_confidence_threshold=_FLOAT, draft_len_schedule=_STR,
+      exact_shape=bool, draft_cost=_FLOAT)
+  return _section(types, values)
+
+
+def _section(types, values) -> config_dict.ConfigDict:
+  section = config_dict.ConfigDict()
+  for name, kind in types.items():
+    section[name] = config_dict.placeholder(kind)
+  section.update(values)
+  return section

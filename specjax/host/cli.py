@@ -1,0 +1,150 @@
+"""What the command-line programs share: flags, errors, live output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import dataclasses
+import json
+import sys
+import time
+from typing import Any
+
+from absl import app, flags, logging
+import jax
+from ml_collections import config_dict, config_flags
+
+from specjax.host.decoder import Progress
+from specjax.io import hub
+from specjax.io.options import Sampling
+from specjax.parallel import make_mesh
+
+
+def define_flags(default_out: str):
+  """Defines `--config`, `--out`, `--quiet`, `--distributed`."""
+  config = config_flags.DEFINE_config_file(
+      'config', None, 'Path of a config file, with :arg for a variant.',
+      lock_config=True)
+  flags.mark_flag_as_required('config')
+  out = flags.DEFINE_string('out', default_out, 'Folder for results.')
+  quiet = flags.DEFINE_bool('quiet', False, 'No progress and no text.')
+  distributed = flags.DEFINE_bool(
+      'distributed', False, 'Call jax.distributed.initialize() first.')
+  return config, out, quiet, distributed
+
+
+def run(main: Callable[[], int | None]) -> None:
+  """Runs a program under absl: user errors become one line and exit code 1.
+
+  Ctrl-C exits with 130; programs keep what is finished.
+  """
+  def wrapped(argv):
+    if len(argv) > 1:
+      raise app.UsageError(f'unexpected arguments: {argv[1:]}')
+    if flags.FLAGS['verbosity'].using_default_value:
+      logging.set_verbosity(logging.WARNING)  # JAX tells of absent backends
+    try:
+      sys.exit(main() or 0)
+    except KeyboardInterrupt:
+      print('interrupted', file=sys.stderr)
+      sys.exit(130)
+    except (ValueError, MemoryError, FloatingPointError, OSError) as error:
+      if flags.FLAGS['verbosity'].value >= 1:  # -v=1: the traceback
+        raise
+      print(f'error: {error}', file=sys.stderr)
+      sys.exit(1)
+  app.run(wrapped)
+
+
+def start(distributed: bool) -> None:
+  """Initialises processes and the persistent compilation cache."""
+  if distributed:
+    jax.distributed.initialize()
+  if jax.config.jax_compilation_cache_dir is None:
+    jax.config.update('jax_compilation_cache_dir', str(hub.cache_dir('xla')))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+def sampling(config: config_dict.ConfigDict) -> Sampling:
+  """Returns the `Sampling` of a config's `sampling` section."""
+  values = {k: v for k, v in config.to_dict().items() if v is not None}
+  known = {f.name for f in dataclasses.fields(Sampling)}
+  unknown = sorted(set(values) - known)
+  if unknown:
+    raise ValueError(f'config.sampling.{unknown[0]}: unknown; known are '
+                     f'{", ".join(sorted(known))}')
+  return Sampling(**{k: tuple(v) if isinstance(v, list) else v
+                     for k, v in values.items()})
+
+
+def speculative(
+    config: config_dict.ConfigDict, override: str | None
+) -> dict[str, Any] | None:
+  """Returns the speculative configuration: the flag's JSON, or the config's.
+
+  Raises:
+    ValueError: the flag is not a JSON object.
+  """
+  if override:
+    try:
+      value = json.loads(override)
+    except json.JSONDecodeError as error:
+      raise ValueError(
+          f'--speculative_config={override}: not JSON ({error})') from error
+    if not isinstance(value, dict):
+      raise ValueError('--speculative_config: must be a JSON object')
+    return value
+  values = {k: v for k, v in config.to_dict().items() if v is not None}
+  return values or None
+
+
+def mesh(shape: tuple[int, int] | None):
+  """Returns the mesh of a config, or None for a single device."""
+  if shape is None or tuple(shape) == (1, 1):
+    return None
+  return make_mesh(tuple(shape))
+
+
+class StatusLine:
+  """One line on stderr that says how far things are."""
+
+  def __init__(self, quiet: bool, every_s: float = 0.2):
+    self._quiet, self._every = quiet, every_s
+    self._is_tty = sys.stderr.isatty()
+    self._last = 0.0
+    self._shown = False
+
+  def __call__(self, progress: Progress) -> None:
+    """Shows progress, at most every `every_s` seconds; a `Decoder` hook."""
+    now = time.monotonic()
+    if self._quiet or not self._is_tty or now - self._last < self._every:
+      return
+    self._last = now
+    sys.stderr.write('\r\x1b[2K' + self.text(progress))
+    sys.stderr.flush()
+    self._shown = True
+
+  @staticmethod
+  def text(progress: Progress) -> str:
+    """Returns the line: rows, tokens/s, acceptance, time left."""
+    speed = progress.new_tokens / max(progress.elapsed_s, 1e-9)
+    length = progress.new_tokens / max(progress.row_rounds, 1)
+    line = (f'{progress.num_done}/{progress.num_requests} done, '
+            f'{progress.new_tokens} tokens, {speed:.1f} tokens/s, '
+            f'{length:.2f} tokens/round')
+    if 0 < progress.num_done < progress.num_requests:
+      left = progress.num_requests - progress.num_done
+      line += f', {progress.elapsed_s / progress.num_done * left:.0f} s left'
+    return line
+
+  def clear(self) -> None:
+    """Removes the line, so that text can be printed in its place."""
+    if self._shown:
+      sys.stderr.write('\r\x1b[2K')
+      sys.stderr.flush()
+      self._shown = False
+
+
+def note(message: str, quiet: bool = False) -> None:
+  """Prints a line on stderr."""
+  if not quiet:
+    print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,74 @@
+"""Files that are whole or not there: write, then rename."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+import tempfile
+from typing import Any
+
+from specjax.io.errors import OutputError
+
+
+def prepare(folder: str | Path) -> Path:
+  """Creates an output folder and proves that it can be written to.
+
+  Raises:
+    OutputError: it cannot; said before any work is done.
+  """
+  path = Path(folder).expanduser()
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path):
+      pass
+  except OSError as error:
+    raise OutputError(
+        f'--out={folder}: cannot write there ({error.strerror or error}); '
+        'give a folder that you may write to') from error
+  return path
+
+
+def write_text(path: Path, text: str) -> None:
+  """Writes a whole file under a temporary name, then renames it."""
+  partial = path.with_name(path.name + '.partial')
+  try:
+    partial.write_text(text, encoding='utf-8')
+    os.replace(partial, path)
+  except OSError as error:
+    partial.unlink(missing_ok=True)
+    raise OutputError(f'{path}: {error.strerror or error}') from error
+
+
+def write_json(path: Path, value: Any) -> None:
+  """Writes indented JSON; see `write_text`."""
+  write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + '\n')
+
+
+class JsonLines:
+  """Collects rows; each is on disk at once, the file appears at `close`.
+
+  A run that is interrupted still closes, so finished rows are kept.
+  """
+
+  def __init__(self, path: Path):
+    self._path = path
+    self._partial = path.with_name(path.name + '.partial')
+    self._file = open(self._partial, 'w', encoding='utf-8')
+
+  def write(self, row: dict[str, Any]) -> None:
+    """Appends a row."""
+    self._file.write(json.dumps(row, ensure_ascii=False) + '\n')
+    self._file.flush()
+
+  def close(self) -> None:
+    """Gives the file its name."""
+    if not self._file.closed:
+      self._file.close()
+      os.replace(self._partial, self._path)
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *unused):
+    self.close()

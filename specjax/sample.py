@@ -1,0 +1,167 @@
+"""Decodes prompts: `python -m specjax.sample --config configs/quickstart.py`.
+
+Streams the text of one prompt, decodes the rest beside it, and writes
+`samples.jsonl` and `summary.json` to `--out`. With `config.compare_plain` the
+same prompts are then decoded without drafts, and both are printed side by
+side.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+import specjax
+from specjax.data import builtin
+from specjax.host import cli, methods, tiny
+from specjax.host.requests import Result
+from specjax.io import output, prompts as prompts_io
+
+_CONFIG, _OUT, _QUIET, _DISTRIBUTED = cli.define_flags('out/sample')
+_SPECULATIVE = flags.DEFINE_string(
+    'speculative_config', None,
+    "vLLM's JSON, for instance '{\"method\": \"ngram\", "
+    '"num_speculative_tokens": 7}\'; replaces config.speculative.')
+
+
+def main() -> int:
+  """Runs the program; returns the exit code."""
+  config, quiet = _CONFIG.value, _QUIET.value
+  out = output.prepare(_OUT.value)
+  options = cli.sampling(config.sampling)
+  drafting = cli.speculative(config.speculative, _SPECULATIVE.value)
+  prompts = read_prompts(config, quiet)
+  cli.start(_DISTRIBUTED.value)
+  mesh = cli.mesh(config.mesh)
+  target = load(config, mesh, quiet)
+  drafter, drafter_params = methods.build(
+      drafting or {'method': 'null'}, target,
+      lambda source: specjax.load(
+          source, dtype=target.lm.config.dtype, mesh=mesh, quiet=quiet))
+
+  # --- Decode ---------------------------------------------------------
+  shared: dict[str, Any] = dict(
+      batch_size=min(config.batch_size, len(prompts) * options.n),
+      capacity=config.capacity, seed=config.seed, exact=config.exact,
+      verify=config.verify)
+  shown = Shown(quiet or not config.stream)
+  status = cli.StatusLine(quiet)
+  with output.JsonLines(out / 'samples.jsonl') as file:
+    results = specjax.generate(
+        target, drafter, prompts, options, drafter_params=drafter_params,
+        on_text=shown.text, on_progress=status,
+        on_result=lambda r: file.write(row(r)), **shared)
+  status.clear()
+  shown.end()
+  summary = results.summary()
+  summary['config'] = config.to_dict()
+
+  # --- Compare --------------------------------------------------------
+  if config.compare_plain:
+    cli.note('decoding the same prompts without drafts ...', quiet)
+    plain = specjax.generate(
+        target, None, prompts, options, on_progress=status, **shared)
+    status.clear()
+    summary['plain'] = plain.summary()
+    summary['speedup'] = (
+        summary['tokens_per_s'] / summary['plain']['tokens_per_s'])
+  output.write_json(out / 'summary.json', summary)
+  if not quiet:
+    print_table(summary)
+    cli.note(f'wrote {out}/samples.jsonl and {out}/summary.json')
+  return 0
+
+
+def read_prompts(config, quiet: bool) -> list[Any]:
+  """Returns the prompts of a file, or the built-in ones."""
+  if config.prompts is None:
+    return list(builtin.QUICKSTART)
+  return prompts_io.read(
+      config.prompts, keep_going=config.keep_going,
+      on_error=lambda message: cli.note(f'skipped: {message}', quiet))
+
+
+def load(config, mesh, quiet: bool) -> specjax.Model:
+  """Loads the target, or makes the tiny random one."""
+  if config.target == 'random':
+    return tiny.model(mesh=mesh)
+  start = time.perf_counter()
+  model = specjax.load(
+      config.target, dtype=config.dtype, mesh=mesh, quiet=quiet)
+  cli.note(f'{config.target}: {model.lm.config.num_params / 1e6:.0f} M '
+           f'parameters, {model.lm.config.dtype}, loaded in '
+           f'{time.perf_counter() - start:.1f} s', quiet)
+  return model
+
+
+def row(result: Result) -> dict[str, Any]:
+  """Returns a line of `samples.jsonl`."""
+  request = result.request
+  line = {
+      'id': request.id, 'sample': request.stream, 'turn': request.turn,
+      'text': result.text, 'finish_reason': result.finish_reason,
+      'num_prompt_tokens': len(request.tokens),
+      'num_new_tokens': len(result.tokens), 'num_rounds': result.rounds,
+      'tokens': list(result.tokens)}
+  if result.log_probs is not None:
+    line['log_probs'] = {
+        name: [float(x) for x in values]
+        for name, values in result.log_probs.items()}
+  return line
+
+
+class Shown:
+  """Streams the text of the first request on stdout."""
+
+  def __init__(self, off: bool):
+    self._off, self._id, self._any = off, None, False
+
+  def text(self, request, piece: str) -> None:
+    """Prints a piece if it is the shown request's; a `generate` hook."""
+    if self._id is None:
+      self._id = (request.id, request.stream)
+    if self._off or self._id != (request.id, request.stream):
+      return
+    if sys.stderr.isatty():  # the status line stands where the text goes on
+      sys.stderr.write('\r\x1b[2K')
+      sys.stderr.flush()
+    if not self._any:
+      print(f'--- {request.id} ---')
+    print(piece, end='', flush=True)
+    self._any = True
+
+  def end(self) -> None:
+    """Ends the text."""
+    if self._any:
+      print('\n---', flush=True)
+
+
+def print_table(summary: dict[str, Any]) -> None:
+  """Prints speculative and plain decoding side by side."""
+  table = Table(title=f"{summary['target']} on {summary['device']}")
+  for name in ('', 'tokens/s', 'tokens/round', 'rounds', 'new tokens',
+               'compile s'):
+    table.add_column(name, justify='right' if name else 'left')
+  rows = [(f"{summary['drafter']}, {summary['verify']}", summary)]
+  if 'plain' in summary:
+    rows.append(('plain', summary['plain']))
+  for name, one in rows:
+    table.add_row(
+        name, f"{one['tokens_per_s']:.1f}",
+        f"{one['mean_acceptance_length']:.2f}", str(one['num_rounds']),
+        str(one['new_tokens']), f"{one['compile_s']:.1f}")
+  console = Console()
+  console.print(table)
+  if 'speedup' in summary:
+    console.print(f"speed-up {summary['speedup']:.2f}x")
+  if summary['lossy']:
+    console.print(f"lossy rule: one-step TV {summary['one_step_tv']:.4f}")
+
+
+if __name__ == '__main__':
+  cli.run(main)
