@@ -20,7 +20,8 @@ import specjax
 from specjax.data import builtin
 from specjax.host import cli, methods, tiny
 from specjax.host.requests import Result
-from specjax.io import output, prompts as prompts_io
+from specjax.io import output
+from specjax.io import prompts as prompts_io
 
 _CONFIG, _OUT, _QUIET, _DISTRIBUTED = cli.define_flags('out/sample')
 _SPECULATIVE = flags.DEFINE_string(

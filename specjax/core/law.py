@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from specjax.core import keys as keys_lib
-from specjax.core import tree
-from specjax.core import types
+from specjax.core import tree, types
 
 Array = jax.Array
 
@@ -176,8 +175,8 @@ def at_slot(draft, slot: Array, vocab_size: int) -> Law:
   rows = jnp.broadcast_to(row, (batch, num))
   mode = tree.take_row(jnp.broadcast_to(draft.mode, (batch, num)), slot)
   stated = draft.draft_law.at(tree.take_row(rows, slot))
-  if isinstance(stated, Point):
-    return stated
   fixed = (mode == types.POINT) | (mode == types.MATCH)
+  if isinstance(stated, Point):
+    return Point(jnp.where(fixed, token, stated.value), vocab_size)
   point = one_hot_logits(token, vocab_size)
   return Categorical(jnp.where(fixed[:, None], point, stated.logits))

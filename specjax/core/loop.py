@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from specjax.core import types
-from specjax.core.round import Engine, round as one_round
+from specjax.core.round import Engine
+from specjax.core.round import round as one_round
 from specjax.core.types import Context, Models, SpecState
 
 Array = jax.Array

@@ -13,6 +13,7 @@ the order of the vocabulary.
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import jax
@@ -137,7 +138,9 @@ def _counts(tokens: Array, mask: Array, vocab: int) -> Array:
   def one(i: Array) -> Array:
     return jnp.zeros((vocab,), jnp.int32).at[i].add(1, mode='drop')
 
-  flat = jax.vmap(one)(index.reshape(-1, index.shape[-1]))
+  # Sizes are spelled out: without drafts T is 0 and -1 could be anything.
+  flat = index.reshape(math.prod(index.shape[:-1]), index.shape[-1])
+  flat = jax.vmap(one)(flat)
   return flat.reshape(tokens.shape[:-1] + (vocab,))
 
 
@@ -170,7 +173,8 @@ def top_p(logits: Array, p: Array) -> Array:
 
 
 def _ordered(x: Array) -> Array:
-  """Maps f32 to uint32 so that the order is kept."""
+  """Maps f32 to uint32 so that the order is kept; -0 and 0 are equal."""
+  x = jnp.where(x == 0, 0.0, x)  # x + 0 would be simplified away
   bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
   flip = jnp.where(bits >> 31 == 1, jnp.uint32(0xFFFFFFFF),
                    jnp.uint32(0x80000000))

@@ -9,8 +9,16 @@ import jax.numpy as jnp
 
 from specjax.core import metrics, tree
 from specjax.core.types import (
-    Context, Draft, Drafter, Models, Scores, SpecState, Target, Verdict,
-    Verifier)
+  Context,
+  Draft,
+  Drafter,
+  Models,
+  Scores,
+  SpecState,
+  Target,
+  Verdict,
+  Verifier,
+)
 
 Array = jax.Array
 
@@ -119,7 +127,9 @@ def _log_probs(
   if scores.raw is None:
     raise ValueError('this target keeps no raw logits: log-probabilities '
                      'are not available')
-  rows = tree.take_row(scores.raw, verdict.path)
+  # A barrier, so that the reported bits depend on the scores alone.
+  rows = jax.lax.optimization_barrier(
+      tree.take_row(scores.raw, verdict.path))
   raw = jax.nn.log_softmax(rows.astype(jnp.float32), axis=-1)
   raw = jnp.take_along_axis(raw, tokens[..., None], axis=-1)[..., 0]
   law = scores.target_law

@@ -6,8 +6,8 @@ row i + 1. `parents` holds rows. A chain of K drafts is `chain(K)`.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
+import dataclasses
 
 import jax
 import jax.numpy as jnp

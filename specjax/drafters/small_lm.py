@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from specjax.core import keys, law as law_lib, pipeline, tree
+from specjax.core import keys, pipeline, tree
+from specjax.core import law as law_lib
 from specjax.core.types import IID, POINT, Draft, Models, SpecState
 from specjax.drafters import base
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 import dataclasses
 import json
+import logging
 import sys
 import time
 from typing import Any
 
-from absl import app, flags, logging
+from absl import app, flags
 import jax
 from ml_collections import config_dict, config_flags
 
@@ -40,8 +41,8 @@ def run(main: Callable[[], int | None]) -> None:
   def wrapped(argv):
     if len(argv) > 1:
       raise app.UsageError(f'unexpected arguments: {argv[1:]}')
-    if flags.FLAGS['verbosity'].using_default_value:
-      logging.set_verbosity(logging.WARNING)  # JAX tells of absent backends
+    # JAX tells of every absent backend.
+    logging.getLogger('jax._src.xla_bridge').setLevel(logging.WARNING)
     try:
       sys.exit(main() or 0)
     except KeyboardInterrupt:

@@ -17,8 +17,7 @@ from specjax.core import loop
 from specjax.core.round import Engine
 from specjax.core.types import Context, Models
 from specjax.host import memory
-from specjax.host.requests import (
-    Request, Result, Stages, build_context)
+from specjax.host.requests import Request, Result, Stages, build_context
 from specjax.host.text import RowText
 from specjax.parallel import rules
 

@@ -10,7 +10,8 @@ from specjax import verify as rules
 from specjax.core.round import Engine
 from specjax.core.types import Models
 from specjax.drafters import Null, SmallLM
-from specjax.host import methods, requests as requests_lib
+from specjax.host import methods
+from specjax.host import requests as requests_lib
 from specjax.host.decoder import Decoder, Progress
 from specjax.host.load import Model
 from specjax.host.requests import Request, Result

@@ -6,16 +6,16 @@ they see the messages and a few functions, and can change nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 import datetime
 import functools
 import json
-from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import jinja2
+from jinja2 import nodes, parser
 import jinja2.ext
 import jinja2.sandbox
-from jinja2 import nodes, parser
 
 from specjax.io.errors import TokenizerError
 

@@ -11,8 +11,8 @@ import dataclasses
 import functools
 import math
 import mmap
-import struct
 from pathlib import Path
+import struct
 from typing import Any
 
 import gguf

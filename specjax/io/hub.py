@@ -13,15 +13,15 @@ Cache layout: `<root>/pypi` for archives, `<root>/models` for assembled files.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import dataclasses
 import difflib
 import hashlib
 import os
+from pathlib import Path
 import re
 import sys
 import warnings
-from collections.abc import Sequence
-from pathlib import Path
 
 import platformdirs
 

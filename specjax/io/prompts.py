@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import functools
 import json
-import warnings
-from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+import warnings
 
 from specjax.io.errors import PromptError
 

@@ -7,11 +7,11 @@ framework. Values are mapped and converted when they are read.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import json
 import math
 import mmap
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 

@@ -6,9 +6,9 @@ size, time and sha256; the hash is computed again when size or time differ.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from specjax.io import wheels

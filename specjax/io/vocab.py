@@ -10,9 +10,9 @@ where that space goes beside special tokens.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 

@@ -7,9 +7,11 @@ their code is imported, and no member name is ever used as a path.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 import hashlib
 import os
+from pathlib import Path, PurePosixPath
 import re
 import shutil
 import subprocess
@@ -17,8 +19,6 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path, PurePosixPath
 
 import tqdm
 

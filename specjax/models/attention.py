@@ -3,8 +3,8 @@
 A layer's cache is a dict `{'k', 'v'}` of `[B, G, slots, H]` (G key-value
 heads; heads before slots, so that the matrix products read it as it lies: on
 CPUs the other order costs a transposed copy of the cache a layer, on GPUs
-both are equally fast), plus `'slot' int32[B, slots]` for sliding windows, whose slots are a
-ring. Entry `base + t` of a block goes to slot `base + t` (modulo the ring);
+both are equally fast), plus `'slot' int32[B, slots]` for sliding windows,
+whose slots are a ring. Entry `base + t` of a block goes to slot `base + t` (modulo the ring);
 masks compare what is stored in a slot, never the slot's index, so stale
 entries are invisible and rolling back writes nothing.
 
@@ -19,6 +19,9 @@ import jax.numpy as jnp
 
 Array = jax.Array
 Cache = dict[str, Array]
+
+# Finite, so that a row that sees nothing is not NaN; exp of it is zero.
+_UNSEEN = -1e30
 
 
 @struct.dataclass(kw_only=True)
@@ -141,7 +144,8 @@ def attend(
   Args:
     q: [B,T,G,Q,H] (Q query heads share a key-value head).
     k: [B,G,slots,H]. v: the same.
-    seen: bool[B,T,slots]. A token that sees nothing (padding) gets zeros.
+    seen: bool[B,T,slots]. A token that sees nothing (padding) gets the mean
+      of everything: finite, and never used.
     scale: multiplies the scores. softcap: bounds them by tanh, or None.
     precision: of the matrix products.
 
@@ -158,11 +162,9 @@ def attend(
   if softcap is not None:
     scores = jnp.tanh(scores / softcap) * softcap
   scores = scores.reshape(batch, groups, per, size, slots)
-  scores = jnp.where(seen[:, None, None], scores, -jnp.inf)
-  best = jnp.max(scores, axis=-1, keepdims=True)
-  weight = jnp.exp(scores - jnp.where(jnp.isfinite(best), best, 0.0))
-  total = jnp.maximum(weight.sum(axis=-1, keepdims=True), 1e-30)
-  probs = (weight / total).astype(q.dtype).reshape(
+  scores = jnp.where(seen[:, None, None], scores, _UNSEEN)
+  # The plain softmax: XLA on GPUs knows its pattern and makes one kernel.
+  probs = jax.nn.softmax(scores, axis=-1).astype(q.dtype).reshape(
       batch, groups, per * size, slots)
   out = jnp.einsum('bgrs,bgsh->bgrh', probs, v, precision=precision,
                    preferred_element_type=jnp.float32)

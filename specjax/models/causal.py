@@ -13,7 +13,10 @@ from specjax.core.types import Draft, Models, Scores, SpecState, Verdict
 from specjax.models import attention
 from specjax.models.attention import Block
 from specjax.models.transformer import (
-    Transformer, TransformerConfig, empty_cache)
+  Transformer,
+  TransformerConfig,
+  empty_cache,
+)
 
 Array = jax.Array
 

@@ -6,8 +6,8 @@ that `TransformerConfig` cannot express is an error, never ignored.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+import math
 from typing import Any
 
 from specjax.io.errors import FormatError

@@ -98,11 +98,16 @@ def tables(
 
 
 def rotate(x: Array, table: tuple[Array, Array]) -> Array:
-  """Rotates `x [B,T,...,H]` (halves convention) in float32, keeps dtype."""
+  """Rotates `x [B,T,...,H]` (halves convention) in float32, keeps dtype.
+
+  The halves are swapped by reversing an axis of two: a concatenation would
+  be a kernel of its own on GPUs.
+  """
   cos, sin = table
-  shape = cos.shape[:2] + (1,) * (x.ndim - 3) + cos.shape[2:]
-  cos, sin = cos.reshape(shape), sin.reshape(shape)
-  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  turned = jnp.concatenate(
-      [first * cos - second * sin, second * cos + first * sin], axis=-1)
-  return turned.astype(x.dtype)
+  half = x.shape[-1] // 2
+  shape = cos.shape[:2] + (1,) * (x.ndim - 3) + (1, half)
+  pair = x.astype(jnp.float32).reshape(x.shape[:-1] + (2, half))
+  sign = jnp.asarray([[-1.0], [1.0]], jnp.float32)
+  turned = pair * cos.reshape(shape) + jnp.flip(pair, axis=-2) * (
+      sin.reshape(shape) * sign)
+  return turned.reshape(x.shape).astype(x.dtype)

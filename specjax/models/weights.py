@@ -7,16 +7,16 @@ axes) is asked of the model, so the table cannot drift from it unnoticed.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from flax import linen as nn
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
-from flax import traverse_util
 
 from specjax.io import gguf
 from specjax.io.errors import FormatError
@@ -109,9 +109,7 @@ def load(
   for done, part in enumerate(parts, 1):
     like = expected[part.path]
     value = _assemble(part, read)
-    if value.shape != like.shape:  # would be a fault of the table
-      raise FormatError(f'{"/".join(part.path)}: assembled {value.shape}, '
-                        f'the model has {like.shape}')
+    assert value.shape == like.shape, part.path  # or the table is at fault
     value = value.astype(like.dtype, order='C')  # a copy that we own
     if placed is None:
       params[part.path] = jnp.asarray(value)
@@ -147,19 +145,16 @@ def export_hf(config: TransformerConfig, params: Any) -> dict[str, np.ndarray]:
 
 def abstract(config: TransformerConfig) -> Any:
   """Returns the parameter tree with `jax.ShapeDtypeStruct` leaves."""
-  return jax.eval_shape(lambda key: _unbox(transformer.init(config, key)),
-                        jax.random.key(0))
+  return _unbox(_boxed(config))
 
 
 def logical_axes(config: TransformerConfig) -> Any:
   """Returns the parameter tree with logical axis names as leaves.
 
-  A leaf is a tuple as long as the parameter has axes, of names ('embed',
-  'vocab', 'kv_heads', 'mlp') or None.
+  A leaf is a tuple with 'embed', 'vocab', 'kv_heads', 'mlp' or None per axis.
   """
-  boxed = jax.eval_shape(
-      lambda key: transformer.init(config, key), jax.random.key(0))
-  return jax.tree.map(lambda box: tuple(box.names), boxed, is_leaf=_is_box)
+  return jax.tree.map(
+      lambda box: tuple(box.names), _boxed(config), is_leaf=_is_box)
 
 
 def random_params(
@@ -173,10 +168,30 @@ def random_params(
     shardings: tree like the parameters, of `jax.sharding.Sharding`, or None.
 
   Returns:
-    Nested dict of plain arrays. Equal values for any sharding.
+    Nested dict of plain arrays, equal up to rounding for any sharding.
   """
-  return jax.jit(lambda k: _unbox(transformer.init(config, k)),
-                 out_shardings=shardings)(key)
+  # One layer is compiled, and called for each: all in one compile for long.
+  single = dataclasses.replace(
+      config, num_layers=1, local_layers=config.local_layers[:1])
+  placed = shardings or {}
+
+  def stem(k: Array) -> Any:
+    return _unbox(transformer.init(single, k))
+
+  def layer(k: Array) -> Any:
+    return stem(k)['layer_0']
+
+  first = {name: placed[name] for name in abstract(single) if placed}
+  params = jax.jit(stem, out_shardings=first or None)(key)
+  for i in range(1, config.num_layers):
+    make = jax.jit(layer, out_shardings=placed.get(f'layer_{i}'))
+    params[f'layer_{i}'] = make(jax.random.fold_in(key, i))
+  return params
+
+
+def _boxed(config: TransformerConfig) -> Any:
+  return jax.eval_shape(
+      lambda key: transformer.init(config, key), jax.random.key(0))
 
 
 def _is_box(x: Any) -> bool:
@@ -190,14 +205,12 @@ def _unbox(boxed: Any) -> Any:
 
 def _assemble(part: _Part, read: Callable[[str], np.ndarray]) -> np.ndarray:
   """Reads, checks and joins the tensors of one parameter."""
-  arrays = []
-  for name, shape in part.stored:
-    array = np.asarray(read(name))
+  arrays = [np.asarray(read(name)) for name, _ in part.stored]
+  for array, (name, shape) in zip(arrays, part.stored, strict=True):
     if array.shape != shape:
       raise FormatError(
           f'tensor {name!r} has shape {array.shape}, but the configuration '
           f'asks for {shape}')
-    arrays.append(array)
   return part.join(*arrays)
 
 
@@ -213,10 +226,9 @@ def _check_names(
         f'{len(names)} others such as {_shown(sorted(names)[:3])}')
   spare = {name for name in names - used if not _IGNORED.search(name)}
   if config.tied:
-    # A second copy of the tied matrix; see `_embedding_name`.
-    spare = {name for name in spare
-             if name != 'token_embd.weight' and not re.search(
-                 r'(^|\.)lm_head\.weight$', name)}
+    # A second copy of the tied matrix; see `_parts`.
+    spare = {name for name in spare if name != 'token_embd.weight'
+             and not re.search(r'(^|\.)lm_head\.weight$', name)}
   if spare:
     raise FormatError(
         f'{len(spare)} tensors have no place in this configuration: '
@@ -239,9 +251,11 @@ def _parts(
                  if f'{p}embed_tokens.weight' in names), 'model.')
   # Gemma multiplies by 1 + weight; GGUF files have the sum.
   offset = 1.0 if is_hf and c.post_norms else 0.0
-  table = (c.vocab_size, c.embed_dim)
-  embedding = _embedding_name(c, scheme, prefix, names)
-  yield _Part(('embedding',), ((embedding, table),), _same, _alone)
+  embedding = f'{prefix}embed_tokens.weight' if is_hf else 'token_embd.weight'
+  if not is_hf and c.tied and 'output.weight' in names:
+    # Quantisers write a tied matrix twice and give the head more bits.
+    embedding = 'output.weight'
+  yield _table('embedding', embedding, c)
   for i in range(c.num_layers):
     at = f'{prefix}layers.{i}.' if is_hf else f'blk.{i}.'
     layer = f'layer_{i}'
@@ -258,18 +272,12 @@ def _parts(
     if is_hf:  # the head stands beside the decoder
       outer = 'language_model.' if prefix.startswith('language') else ''
       head = f'{outer}lm_head.weight'
-    yield _Part(('head',), ((head, table),), _same, _alone)
+    yield _table('head', head, c)
 
 
-def _embedding_name(
-    c: TransformerConfig, scheme: str, prefix: str, names: frozenset[str]
-) -> str:
-  if scheme == 'hf':
-    return f'{prefix}embed_tokens.weight'
-  # Quantisers write a tied matrix twice and give the head more bits.
-  if c.tied and 'output.weight' in names:
-    return 'output.weight'
-  return 'token_embd.weight'
+def _table(ours: str, stored: str, c: TransformerConfig) -> _Part:
+  return _Part((ours,), ((stored, (c.vocab_size, c.embed_dim)),),
+               lambda w: w, lambda w: (w,))
 
 
 def _norm(path: Path, name: str, size: int, offset: float) -> _Part:
@@ -340,11 +348,3 @@ def _mlp(
       lambda w: (w[:, 0].T, w[:, 1].T))
   yield _Part((*path, 'down'), ((down, shape[::-1]),),
               lambda w: w.T, lambda w: (w.T,))
-
-
-def _same(w: np.ndarray) -> np.ndarray:
-  return w
-
-
-def _alone(w: np.ndarray) -> tuple[np.ndarray, ...]:
-  return (w,)

@@ -7,7 +7,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from specjax.core import keys, law as law_lib, tree
+from specjax.core import keys, tree
+from specjax.core import law as law_lib
 from specjax.core.types import Context, Draft, Models, Scores, Verdict
 from specjax.verify import chains
 
@@ -86,7 +87,9 @@ def _hazards(draft: Draft, law, log_w: Array, last: Array) -> Array:
   q = _draft_probs(draft, law.vocab_size)[:, 1:]
   s = jnp.maximum(w[:, :-1, None] * p - q, 0.0).sum(axis=-1)
   den = s + 1.0 - w[:, :-1]
-  inner = jnp.where(den > 0, s / jnp.where(den > 0, den, 1.0), 1.0)
+  # den = 0: w_i = 1 and p = q next. NaN (a row behind a forbidden draft that
+  # forbids everything) must not pass: no comparison with it is true.
+  inner = jnp.where(den == 0, 1.0, s / jnp.where(den == 0, 1.0, den))
   inner = jnp.pad(inner, ((0, 0), (0, 1)))
   return jnp.where(slot < last[:, None], inner, h)
 

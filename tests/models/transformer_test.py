@@ -108,7 +108,8 @@ PREFIX = np.array([9, 6])  # root slots
 
 def _random_parents(seed, nodes=8):
   rng = np.random.default_rng(seed)
-  return [int(rng.integers(max(0, i - 4), i + 1)) for i in range(nodes)]
+  # Mostly chains, so that paths are longer than a window.
+  return [int(rng.integers(max(0, i - 1), i + 1)) for i in range(nodes)]
 
 
 def _paths(parents):
@@ -158,6 +159,7 @@ def _expected_tree(config, x, drafts, parents):
 @pytest.mark.parametrize('seed', [0, 1])
 def test_tree_equals_its_paths(config, seed):
   parents = _random_parents(seed)
+  assert tree.from_parents(parents).max_depth >= tiny.WINDOW
   x, cache = _prefilled(config)
   drafts = tiny.tokens(2, len(parents), seed=3)
   got, _ = _score_tree(config, cache, drafts, tree.from_parents(parents), x)
