@@ -30,6 +30,7 @@ from specjax.host.load import random_model
 from specjax.models.attention import Block
 from specjax.models.transformer import TransformerConfig
 
+
 @dataclasses.dataclass(frozen=True)
 class Where:
   """Slot size and prompt length in tokens; steps timed at a time."""

@@ -29,7 +29,7 @@ def get_config(arg: str = '') -> config_dict.ConfigDict:
        'speculative': {**lookup, 'draft_len_schedule': 'heuristic'}},
   )
   config.verify = 'auto'
-  config.sampling = common.sampling(temperature=0.0, max_new_tokens=48)
+  config.sampling = common.sampling(temperature=0.0, max_new_tokens=40)
   config.batch_sizes = (1,)
   config.repeats = 2
   config.mesh = (1, 1)

@@ -26,7 +26,6 @@ def get_config(arg: str = '') -> config_dict.ConfigDict:
   config.verify = 'auto'
   config.sampling = common.sampling(temperature=0.0, max_new_tokens=128)
   config.prompts = config_dict.placeholder(str)  # None: built-in prompts
-  config.keep_going = False  # skip malformed lines of a prompts file
   config.batch_size = 4
   config.capacity = config_dict.placeholder(int)
   config.mesh = (1, 1)

@@ -27,13 +27,12 @@ import sys
 import time
 from typing import Any
 
-from absl import flags
 import jax
 
 import specjax
 from specjax.data import questions
 from specjax.eval import plots, report, speed
-from specjax.host import cli, methods, tiny
+from specjax.host import cli, methods
 from specjax.host import results as results_lib
 from specjax.host.generate import choose_rule
 from specjax.host.requests import Result
@@ -41,9 +40,7 @@ from specjax.host.status import BenchStatus
 from specjax.io import output
 from specjax.io import prompts as prompts_io
 
-_CONFIG, _OUT, _QUIET, _DISTRIBUTED = cli.define_flags('out/bench')
-_KEEP_GOING = flags.DEFINE_bool(
-    'keep_going', False, 'Skip malformed rows of the prompts file.')
+_FLAGS = cli.define_flags('out/bench')
 
 PLAIN = 'plain'
 _KEYS = frozenset((
@@ -56,16 +53,16 @@ _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._+-]*')
 
 def main() -> int:
   """Runs the program; returns the exit code."""
-  config, quiet = _CONFIG.value, _QUIET.value
+  config, quiet = _FLAGS.config.value, _FLAGS.quiet.value
   check(config)
-  out = output.prepare(_OUT.value)
+  out = output.prepare(_FLAGS.out.value)
   output.prepare(out / 'answers')
   options = cli.sampling(config.sampling)
-  prompts, num_skipped = read_prompts(config, _KEEP_GOING.value, quiet)
+  prompts, num_skipped = read_prompts(config, _FLAGS.keep_going.value, quiet)
   check_sizes(config, prompts, options)
-  cli.start(_DISTRIBUTED.value)
+  cli.start(_FLAGS.distributed.value)
   mesh = cli.mesh(config.mesh)
-  target = load(config, mesh, quiet)
+  target = cli.load_target(config, mesh, quiet)
   runs = build(config, target, options, mesh, quiet)
 
   # --- Measure --------------------------------------------------------
@@ -178,14 +175,6 @@ def read_prompts(
   return [prompts[index] for index in kept], len(skipped)
 
 
-def load(config, mesh, quiet: bool) -> specjax.Model:
-  """Loads the target, or makes the tiny random one."""
-  if config.target == 'random':
-    return tiny.model(mesh=mesh)
-  return specjax.load(
-      config.target, dtype=config.dtype, mesh=mesh, quiet=quiet)
-
-
 def build(config, target: specjax.Model, options, mesh, quiet) -> list[Run]:
   """Returns plain decoding and the runs of the config.
 
@@ -273,7 +262,7 @@ def _answer(result: Result, prompts, groups: Sequence[str]) -> dict[str, Any]:
       'turn': request.turn, 'question_id': prompt.id,
       'category': prompt.category, 'group': groups[request.prompt_index],
       'text': result.text, 'tokens': result.tokens, 'rounds': result.rounds,
-      'histogram': [int(n) for n in result.histogram],
+      'step_lengths': list(result.step_lengths),
       'wall_s': result.wall_s}
 
 

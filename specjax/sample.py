@@ -9,7 +9,6 @@ side.
 from __future__ import annotations
 
 import sys
-import time
 from typing import Any
 
 from absl import flags
@@ -18,12 +17,12 @@ from rich.table import Table
 
 import specjax
 from specjax.data import builtin
-from specjax.host import cli, methods, tiny
+from specjax.host import cli, methods
 from specjax.host.requests import Result
 from specjax.io import output
 from specjax.io import prompts as prompts_io
 
-_CONFIG, _OUT, _QUIET, _DISTRIBUTED = cli.define_flags('out/sample')
+_FLAGS = cli.define_flags('out/sample')
 _SPECULATIVE = flags.DEFINE_string(
     'speculative_config', None,
     "vLLM's JSON, for instance '{\"method\": \"ngram\", "
@@ -32,14 +31,14 @@ _SPECULATIVE = flags.DEFINE_string(
 
 def main() -> int:
   """Runs the program; returns the exit code."""
-  config, quiet = _CONFIG.value, _QUIET.value
-  out = output.prepare(_OUT.value)
+  config, quiet = _FLAGS.config.value, _FLAGS.quiet.value
+  out = output.prepare(_FLAGS.out.value)
   options = cli.sampling(config.sampling)
   drafting = cli.speculative(config.speculative, _SPECULATIVE.value)
   prompts = read_prompts(config, quiet)
-  cli.start(_DISTRIBUTED.value)
+  cli.start(_FLAGS.distributed.value)
   mesh = cli.mesh(config.mesh)
-  target = load(config, mesh, quiet)
+  target = cli.load_target(config, mesh, quiet)
   drafter, drafter_params = methods.build(
       drafting or {'method': 'null'}, target,
       lambda source: specjax.load(
@@ -83,21 +82,8 @@ def read_prompts(config, quiet: bool) -> list[Any]:
   if config.prompts is None:
     return list(builtin.QUICKSTART)
   return prompts_io.read(
-      config.prompts, keep_going=config.keep_going,
+      config.prompts, keep_going=_FLAGS.keep_going.value,
       on_error=lambda message: cli.note(f'skipped: {message}', quiet))
-
-
-def load(config, mesh, quiet: bool) -> specjax.Model:
-  """Loads the target, or makes the tiny random one."""
-  if config.target == 'random':
-    return tiny.model(mesh=mesh)
-  start = time.perf_counter()
-  model = specjax.load(
-      config.target, dtype=config.dtype, mesh=mesh, quiet=quiet)
-  cli.note(f'{config.target}: {model.lm.config.num_params / 1e6:.0f} M '
-           f'parameters, {model.lm.config.dtype}, loaded in '
-           f'{time.perf_counter() - start:.1f} s', quiet)
-  return model
 
 
 def row(result: Result) -> dict[str, Any]:

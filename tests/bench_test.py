@@ -11,7 +11,7 @@ import pytest
 
 from specjax import bench
 from specjax.data import questions
-from specjax.eval import report, speed
+from specjax.eval import speed
 from specjax.io.errors import OutputError, PromptError
 
 _TINY = '--config=configs/bench_spec_bench.py:tiny'
@@ -179,7 +179,7 @@ def test_an_interrupted_run_keeps_whole_repeats(
 
 
 def test_unwritable_out_is_said_before_any_work(monkeypatch, tmp_path):
-  monkeypatch.setattr(bench, 'load', pytest.fail)
+  monkeypatch.setattr(bench.cli, 'load_target', pytest.fail)
   (tmp_path / 'file').write_text('')
   with pytest.raises(OutputError, match='--out=.*cannot write'):
     run(monkeypatch, _TINY, f'--out={tmp_path}/file/sub')
@@ -259,12 +259,3 @@ def test_speed_ups_compare_within_a_repeat():
   assert row['speedup_min'] == pytest.approx(row['speedup'])
   assert row['speedup_max'] == pytest.approx(25 / 7.5)
   assert row['tpot_s'] is None
-
-
-@pytest.mark.parametrize('histogram, tokens, lengths', [
-    ([2, 1, 1], 7, [1, 1, 2, 3]),  # nothing was cut
-    ([2, 1, 1], 6, [1, 1, 2, 2]),  # the last step, by the length limit
-    ([0, 0, 0], 0, []),
-])
-def test_accept_lengths_sum_to_the_tokens(histogram, tokens, lengths):
-  assert report.accept_lengths(histogram, tokens) == lengths

@@ -27,7 +27,8 @@ def expected_length(acceptance: Array, num_draft: Array | int) -> Array:
   Source: Leviathan et al. 2023, equation 1.
   """
   a = jnp.minimum(acceptance, 1.0 - 1e-6)
-  return (1.0 - a ** (num_draft + 1)) / (1.0 - a)
+  # Not 1 - a^n: near a = 1 float32 would leave two digits of it.
+  return -jnp.expm1((num_draft + 1) * jnp.log(a)) / (1.0 - a)
 
 
 def expected_speedup(
@@ -79,7 +80,9 @@ class Heuristic(Fixed):
 
   def empty(self, batch: int, width: int) -> Any:
     first = width if self.num_draft is None else min(self.num_draft, width)
-    return {'length': jnp.full((batch,), first, jnp.int32)}
+    # A round may run at a narrower block, so the bound is kept here.
+    return {'length': jnp.full((batch,), first, jnp.int32),
+            'most': jnp.full((batch,), max(width, 1), jnp.int32)}
 
   def limit(self, state: Any, context: Context, width: int) -> Array:
     return jnp.clip(state['length'], 1, width)
@@ -88,13 +91,12 @@ class Heuristic(Fixed):
       self, state: Any, draft: Draft, verdict: Verdict, active: Array
   ) -> Any:
     num = jnp.sum(draft.valid, axis=1)
-    width = draft.topology.num_nodes
     all_kept = (verdict.num_accepted == num) & (num > 0)
     grown = jnp.where(all_kept, state['length'] + 2, state['length'] - 1)
     # A round that could not draft (no match) says nothing about length.
     grown = jnp.where(num > 0, grown, state['length'])
-    new = jnp.clip(grown, 1, max(width, 1))
-    return {'length': jnp.where(active, new, state['length'])}
+    new = jnp.clip(grown, 1, state['most'])
+    return {**state, 'length': jnp.where(active, new, state['length'])}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -108,6 +108,7 @@ def append(
       context=context.replace(
           tokens=_write(context.tokens, dest, tokens), length=length,
           done=done, rounds=context.rounds + ~context.done, options=options,
+          token_round=_token_round(context, dest),
           log_probs=_log_probs(context, scores, verdict, tokens, dest)))
 
 
@@ -115,6 +116,14 @@ def _write(buffer: Array, dest: Array, values: Array) -> Array:
   """Writes `values [B,T,...]` at `dest int32[B,T]`, dropping out of range."""
   put = jax.vmap(lambda row, i, x: row.at[i].set(x, mode='drop'))
   return put(buffer, dest, values)
+
+
+def _token_round(context: Context, dest: Array) -> Array | None:
+  """Records which round emitted each token: exact step lengths afterwards."""
+  if context.token_round is None:
+    return None
+  rounds = jnp.broadcast_to(context.rounds[:, None], dest.shape)
+  return _write(context.token_round, dest, rounds)
 
 
 def _log_probs(

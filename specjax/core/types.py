@@ -78,6 +78,7 @@ class Context:
   keys: Array  # key[B], never advanced: `core.keys` derives from them
   options: Options
   condition: PyTree = None  # class, caption, guidance partner
+  token_round: Array | None = None  # int32[B,S]: round that emitted a token
   log_probs: Any = None  # {'raw', 'processed'}: f32[B,S] when asked for
 
   @property

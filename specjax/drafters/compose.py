@@ -137,7 +137,10 @@ class _Narrow:
     """The inner drafter at this width."""
     if self.width == 0:
       return Null(0)
-    return self.parent.drafter.narrow(self.width)
+    drafter = self.parent.drafter
+    if 0 in self.parent.widths and hasattr(drafter, 'resyncing'):
+      drafter = drafter.resyncing()  # rounds go by without it
+    return drafter.narrow(self.width)
 
   @property
   def topology(self) -> tree.Topology:

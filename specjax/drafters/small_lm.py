@@ -127,6 +127,19 @@ class SmallLM(base.ChainDrafter):
     state = state.replace(drafter={'model': cache, 'held': context.length})
     return draft, state
 
+  def sync(self, params, state, draft, scores, verdict) -> SpecState:
+    """Counts accepted drafts as held; the last one was drawn, never fed.
+
+    Only where the drafts are surely its own: in a combinator (a longer
+    `catch_up`) another member's may stand in their place.
+    """
+    del params, scores
+    held = state.context.length
+    if self.catch_up == 2:
+      held += jnp.minimum(
+          verdict.num_accepted, draft.topology.num_nodes - 1)
+    return state.replace(drafter={**state.drafter, 'held': held})
+
   def _refill(self, params: Models, state: SpecState, cache: Any) -> Any:
     """Feeds committed tokens that went by while the drafter was off."""
     context, held = state.context, state.drafter['held']

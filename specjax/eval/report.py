@@ -63,10 +63,7 @@ def answers(
   """Returns the lines of a Spec-Bench answer file.
 
   One line per prompt and one choice per sample; times are seconds, lists run
-  over turns, and `accept_lengths` over the steps of all turns. The engine
-  counts steps by their length, so **the order of `accept_lengths` is lost**:
-  they are sorted within each turn. Their number is the number of steps and
-  their sum the number of tokens, so that means agree with ours.
+  over turns, and `accept_lengths` over the steps of all turns, in order.
 
   Args:
     measurement: see `eval.speed`.
@@ -108,27 +105,7 @@ def _choice(index: int, turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
       'new_tokens': [len(t['tokens']) for t in turns],
       'wall_time': [t['wall_s'] for t in turns],
       'accept_lengths': [
-          n for t in turns for n in accept_lengths(
-              t['histogram'], len(t['tokens']))]}
-
-
-def accept_lengths(histogram: Sequence[int], num_tokens: int) -> list[int]:
-  """Returns tokens emitted by each step, shortest first.
-
-  Args:
-    histogram: steps by number of accepted drafts. A step emits one more
-      token than that, unless the end of the text cut it off; the last step
-      alone can be cut, but which of the lengths was its is not known, so
-      the longest are shortened until they sum to `num_tokens`.
-    num_tokens: emitted by all steps.
-  """
-  lengths = [kept + 1 for kept, n in enumerate(histogram) for _ in range(n)]
-  extra = sum(lengths) - num_tokens
-  for i in reversed(range(len(lengths))):
-    cut = min(max(extra, 0), lengths[i] - 1)
-    lengths[i] -= cut
-    extra -= cut
-  return sorted(lengths)
+          n for t in turns for n in t['step_lengths']]}
 
 
 def _question_id(text: str) -> int | str:

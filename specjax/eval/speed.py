@@ -8,7 +8,7 @@ A *measurement* is a plain dict, one per (run, batch size, repeat): `run`,
 `batch_size`, `repeat`; `wall_s` and `compile_s`, seconds; `figures`, a dict
 of acceptance and latency figures for each group (see below); and `answers`,
 a list of dicts with `prompt`, `stream`, `turn`, `question_id`, `category`,
-`group`, `text`, `tokens`, `rounds`, `histogram`, `wall_s`.
+`group`, `text`, `tokens`, `rounds`, `step_lengths`, `wall_s`.
 """
 
 from __future__ import annotations

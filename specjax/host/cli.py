@@ -4,33 +4,55 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import json
 import logging
 import sys
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import app, flags
 import jax
 from ml_collections import config_dict, config_flags
 
+from specjax.host import tiny
 from specjax.host.decoder import Progress
+from specjax.host.load import Model, load
 from specjax.io import hub
 from specjax.io.options import Sampling
 from specjax.parallel import make_mesh
 
 
-def define_flags(default_out: str):
-  """Defines `--config`, `--out`, `--quiet`, `--distributed`."""
+class Flags(NamedTuple):
+  """The flags that every program has."""
+
+  config: Any
+  out: Any
+  quiet: Any
+  distributed: Any
+  keep_going: Any
+
+
+def define_flags(default_out: str) -> Flags:
+  """Defines the common flags, with this program's default for `--out`."""
+  defined = _define()
+  flags.set_default(defined.out, default_out)
+  return defined
+
+
+@functools.cache  # two programs can be imported into one process
+def _define() -> Flags:
   config = config_flags.DEFINE_config_file(
       'config', None, 'Path of a config file, with :arg for a variant.',
       lock_config=True)
   flags.mark_flag_as_required('config')
-  out = flags.DEFINE_string('out', default_out, 'Folder for results.')
+  out = flags.DEFINE_string('out', 'out', 'Folder for results.')
   quiet = flags.DEFINE_bool('quiet', False, 'No progress and no text.')
   distributed = flags.DEFINE_bool(
       'distributed', False, 'Call jax.distributed.initialize() first.')
-  return config, out, quiet, distributed
+  keep_going = flags.DEFINE_bool(
+      'keep_going', False, 'Skip malformed rows of a prompts file.')
+  return Flags(config, out, quiet, distributed, keep_going)
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -53,7 +75,17 @@ def run(main: Callable[[], int | None]) -> None:
         raise
       print(f'error: {error}', file=sys.stderr)
       sys.exit(1)
-  app.run(wrapped)
+
+  def parse(argv):
+    try:
+      return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError, ValueError, TypeError) as error:
+      # A config key or value; a KeyError's text is quoted.
+      print(f'error: {error.args[0] if error.args else error}',
+            file=sys.stderr)
+      sys.exit(1)
+
+  app.run(wrapped, flags_parser=parse)
 
 
 def start(distributed: bool) -> None:
@@ -96,6 +128,18 @@ def speculative(
     return value
   values = {k: v for k, v in config.to_dict().items() if v is not None}
   return values or None
+
+
+def load_target(config, mesh: Any, quiet: bool) -> Model:
+  """Loads `config.target`; 'random' is the tiny model that needs no data."""
+  if config.target == 'random':
+    return tiny.model(mesh=mesh)
+  begin = time.perf_counter()
+  model = load(config.target, dtype=config.dtype, mesh=mesh, quiet=quiet)
+  note(f'{config.target}: {model.lm.config.num_params / 1e6:.0f} M '
+       f'parameters, {model.lm.config.dtype}, loaded in '
+       f'{time.perf_counter() - begin:.1f} s', quiet)
+  return model
 
 
 def mesh(shape: tuple[int, int] | None):

@@ -231,6 +231,7 @@ class _Run:
     seen = rules.fetch({
         'tokens': state.context.tokens, 'length': state.context.length,
         'done': state.context.done, 'rounds': state.context.rounds,
+        'token_round': state.context.token_round,
         'metrics': state.metrics, 'log_probs': state.context.log_probs})
     now = time.perf_counter()
     self._count(seen)
@@ -269,11 +270,12 @@ class _Run:
 
   def _finish(self, row: int, text: RowText, seen, now: float) -> None:
     """Turns a finished row into a result and vacates its slot."""
-    metrics = seen['metrics']
+    start = len(text.request.tokens)
+    end = start + len(text.tokens)
+    steps = np.bincount(seen['token_round'][row, start:end])
+    drafted, accepted = _counts(seen, row, steps, text.stopped)
     log_probs = None
     if text.request.sampling.log_probs:
-      start = len(text.request.tokens)
-      end = start + len(text.tokens)
       log_probs = {k: v[row, start:end] for k, v in seen['log_probs'].items()}
     tail = text.close()
     if tail and self.on_text:
@@ -281,9 +283,9 @@ class _Run:
     result = Result(
         request=text.request, tokens=tuple(text.tokens), text=text.text,
         finish_reason=text.reason(self.decoder.eos),
-        rounds=int(seen['rounds'][row]), histogram=metrics.histogram[row],
-        drafted=metrics.drafted[row], accepted=metrics.accepted[row],
-        excess=float(metrics.excess[row]), ttft_s=text.ttft_s,
+        step_lengths=tuple(steps.tolist()), drafted=drafted,
+        accepted=accepted, excess=float(seen['metrics'].excess[row]),
+        ttft_s=text.ttft_s,
         wall_s=now - text.begun, log_probs=log_probs)
     self.rows[row] = None
     self.results.append(result)
@@ -309,3 +311,21 @@ class _Run:
         num_done=len(self.results), num_requests=self.num_requests,
         new_tokens=made, row_rounds=self.decoder.row_rounds,
         elapsed_s=now - self.begun))
+
+
+def _counts(
+    seen: dict[str, Any], row: int, steps: np.ndarray, stopped: bool
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns `(drafted, accepted)` of a row.
+
+  After a stop string the row ran on until the host looked: rounds that the
+  text does not contain are left out.
+  """
+  drafted = seen['metrics'].drafted[row]
+  accepted = seen['metrics'].accepted[row]
+  if not stopped:
+    return drafted, accepted
+  depth = 1 + np.arange(len(accepted))
+  kept = np.minimum(steps[:, None] - 1, len(accepted))
+  accepted = (kept >= depth).sum(axis=0)
+  return np.minimum(drafted, len(steps)), accepted

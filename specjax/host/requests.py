@@ -48,7 +48,9 @@ class Result:
     text: decoded, without end tokens and stop strings; '' without a
       tokenizer.
     finish_reason: 'eos', 'stop' or 'length'.
-    rounds: target calls. histogram, drafted, accepted: as in `Metrics`.
+    step_lengths: tokens emitted by each round, in order; their number is
+      the number of target calls, their sum the number of tokens.
+    drafted, accepted: rounds that drafted / accepted at each depth, [D].
     excess: summed one-step TV estimate of a lossy rule.
     ttft_s: from admission to the first new token, seconds.
     wall_s: from admission to the end, seconds (as seen at chunk ends).
@@ -59,14 +61,28 @@ class Result:
   tokens: tuple[int, ...]
   text: str
   finish_reason: str
-  rounds: int
-  histogram: np.ndarray
+  step_lengths: tuple[int, ...]
   drafted: np.ndarray
   accepted: np.ndarray
   excess: float
   ttft_s: float
   wall_s: float
   log_probs: dict[str, np.ndarray] | None = None
+
+  @property
+  def rounds(self) -> int:
+    """Target calls."""
+    return len(self.step_lengths)
+
+  @property
+  def histogram(self) -> np.ndarray:
+    """Rounds by number of accepted drafts, int[D+1]."""
+    # The last token of a round is the target's own, but for a round that an
+    # end token, a limit or a stop string has cut inside its drafts.
+    kept = np.asarray(self.step_lengths, int) - 1
+    if len(kept):
+      kept[-1] += int(self.accepted.sum()) - int(kept.sum())
+    return np.bincount(kept, minlength=len(self.accepted) + 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +174,7 @@ def build_context(
       rounds=np.zeros((batch,), np.int32), keys=_keys(seeds),
       options=options.replace(constraint=constraint),
       condition={'source': source} if what.source else None,
+      token_round=np.zeros((batch, size), np.int32),
       log_probs=({'raw': zeros, 'processed': zeros.copy()}
                  if what.log_probs else None))
 

@@ -1,4 +1,4 @@
-"""A tiny random model with a byte tokenizer: every program runs without data."""
+"""A tiny random model with a byte tokenizer: programs run without data."""
 
 from __future__ import annotations
 

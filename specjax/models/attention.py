@@ -4,7 +4,8 @@ A layer's cache is a dict `{'k', 'v'}` of `[B, G, slots, H]` (G key-value
 heads; heads before slots, so that the matrix products read it as it lies: on
 CPUs the other order costs a transposed copy of the cache a layer, on GPUs
 both are equally fast), plus `'slot' int32[B, slots]` for sliding windows,
-whose slots are a ring. Entry `base + t` of a block goes to slot `base + t` (modulo the ring);
+whose slots are a ring. Entry `base + t` of a block goes to slot `base + t`
+(modulo the ring);
 masks compare what is stored in a slot, never the slot's index, so stale
 entries are invisible and rolling back writes nothing.
 
