@@ -252,7 +252,9 @@ def main() -> None:
 
   def hf():
     from benchmarks import huggingface
-    return huggingface.section(model, args.questions, args.repeats)
+    return huggingface.section(
+        model, args.questions, args.repeats,
+        lambda value: record.add('hf', value))
 
   sections = {
       'loop': lambda: section_loop(model, args.repeats, where),

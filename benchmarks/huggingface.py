@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from typing import Any
 
@@ -36,9 +37,19 @@ def to_torch(model: specjax.Model, dtype) -> Any:
   return out.to(dtype).cuda().eval()
 
 
-def section(model: specjax.Model, questions: str, repeats: int) -> Any:
-  """Milliseconds a token of generate: dynamic, static + compile, lookup."""
+def _too_long(*unused):
+  raise TimeoutError('over the time limit of a mode')
+
+
+def section(model: specjax.Model, questions: str, repeats: int, save,
+            limit: int = 75) -> Any:
+  """Milliseconds a token of generate: dynamic, static + compile, lookup.
+
+  `save` is called after each mode; a mode over `limit` seconds is given up.
+  """
   import torch
+
+  signal.signal(signal.SIGALRM, _too_long)
 
   net = to_torch(model, torch.bfloat16)
   with open(questions, encoding='utf-8') as file:
@@ -54,19 +65,6 @@ def section(model: specjax.Model, questions: str, repeats: int) -> Any:
       'dynamic': {}, 'prompt_lookup': {'prompt_lookup_num_tokens': 7},
       'static_compile': {'cache_implementation': 'static'}}
   out: dict[str, Any] = {'new_tokens': NEW, 'prompt': int(ids.shape[1])}
-  for name, extra in modes.items():
-    times = []
-    try:
-      for i in range(2 + min(repeats, 5)):
-        torch.cuda.synchronize()
-        begin = time.perf_counter()
-        net.generate(ids, **base, **extra)
-        torch.cuda.synchronize()
-        if i >= 2:  # two warm-ups: compilation and its guards
-          times.append((time.perf_counter() - begin) / NEW * 1e3)
-      out[name] = {'ms_a_token': setup.spread(times)}
-    except Exception as error:  # a peer's failure is a result, not ours
-      out[name] = {'failed': repr(error)[:300]}
   out['specjax'] = {}
   drafters = {'plain': None, 'lookup_k7': {
       'method': 'ngram', 'num_speculative_tokens': 7,
@@ -80,4 +78,20 @@ def section(model: specjax.Model, questions: str, repeats: int) -> Any:
       if i:
         times.append(result.wall_s / NEW * 1e3)
     out['specjax'][name] = {'ms_a_token': setup.spread(times)}
+  for name, extra in modes.items():
+    times = []
+    signal.alarm(limit)
+    try:
+      for i in range(2 + min(repeats, 5)):
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        net.generate(ids, **base, **extra)
+        torch.cuda.synchronize()
+        if i >= 2:  # two warm-ups: compilation and its guards
+          times.append((time.perf_counter() - begin) / NEW * 1e3)
+      out[name] = {'ms_a_token': setup.spread(times)}
+    except Exception as error:  # a peer's failure is a result, not ours
+      out[name] = {'failed': repr(error)[:300]}
+    signal.alarm(0)
+    save(dict(out))
   return out

@@ -15,8 +15,11 @@ import sys
 import time
 
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, CellTimeoutError
-from nbclient.exceptions import DeadKernelError
+from nbclient.exceptions import (
+  CellExecutionError,
+  CellTimeoutError,
+  DeadKernelError,
+)
 import nbformat
 
 FOLDER = Path(__file__).resolve().parent

@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 from absl import flags
+import jax
 from rich.console import Console
 from rich.table import Table
 
@@ -49,9 +50,15 @@ def main() -> int:
       batch_size=min(config.batch_size, len(prompts) * options.n),
       capacity=config.capacity, seed=config.seed, exact=config.exact,
       verify=config.verify)
+  # All processes of a distributed run decode alike; one of them tells.
+  is_first = jax.process_index() == 0
+  quiet = quiet or not is_first
   shown = Shown(quiet or not config.stream)
   status = cli.StatusLine(quiet)
-  with output.JsonLines(out / 'samples.jsonl') as file:
+  if is_first:  # of an earlier run into the same folder
+    (out / 'summary.json').unlink(missing_ok=True)
+  samples = out / 'samples.jsonl' if is_first else None
+  with output.JsonLines(samples) as file:
     results = specjax.generate(
         target, drafter, prompts, options, drafter_params=drafter_params,
         on_text=shown.text, on_progress=status,
@@ -63,6 +70,8 @@ def main() -> int:
 
   # --- Compare --------------------------------------------------------
   if config.compare_plain:
+    if is_first:  # who has seen enough may press Ctrl-C now
+      output.write_json(out / 'summary.json', summary)
     cli.note('decoding the same prompts without drafts ...', quiet)
     plain = specjax.generate(
         target, None, prompts, options, on_progress=status, **shared)
@@ -70,7 +79,8 @@ def main() -> int:
     summary['plain'] = plain.summary()
     summary['speedup'] = (
         summary['tokens_per_s'] / summary['plain']['tokens_per_s'])
-  output.write_json(out / 'summary.json', summary)
+  if is_first:
+    output.write_json(out / 'summary.json', summary)
   if not quiet:
     print_table(summary)
     cli.note(f'wrote {out}/samples.jsonl and {out}/summary.json')
@@ -106,7 +116,8 @@ class Shown:
   """Streams the text of the first request on stdout."""
 
   def __init__(self, off: bool):
-    self._off, self._id, self._any = off, None, False
+    self._off, self._any = off, False
+    self._id: tuple[str, int] | None = None
 
   def text(self, request, piece: str) -> None:
     """Prints a piece if it is the shown request's; a `generate` hook."""

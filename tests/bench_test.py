@@ -219,7 +219,7 @@ def test_bad_prompts_file_names_the_line(monkeypatch, tmp_path, prompts):
 
 def test_max_prompts_takes_from_every_category(monkeypatch, tmp_path):
   parse(monkeypatch, _TINY, '--config.max_prompts=9', f'--out={tmp_path}')
-  kept, skipped = bench.read_prompts(bench._CONFIG.value, False, True)
+  kept, skipped = bench.read_prompts(bench._FLAGS.config.value, False, True)
   assert skipped == 0 and len(kept) == 9
   assert len({p.category for p in kept}) == 8
   order = [p.id for p in questions.QUESTIONS]

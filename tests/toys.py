@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specjax.core import pipeline, tree
+from specjax.core import pipeline, tree, types
 from specjax.core.types import Context, Options, Scores
 
 
@@ -122,3 +122,21 @@ def sampled(batch: int, **kwargs) -> Options:
   return Options(**{
       k: jnp.full((batch,), v, jnp.int32 if k in whole else jnp.float32)
       for k, v in kwargs.items()})
+
+
+@dataclasses.dataclass(frozen=True)
+class ByRow:
+  """Several rules in one program; `condition['rule']` says which is used.
+
+  Compiling is most of a test's time: one program tests them all.
+  """
+
+  rules: tuple
+
+  def verify(self, params, context, draft, scores):
+    verdict = self.rules[0].verify(params, context, draft, scores)
+    for i, rule in enumerate(self.rules[1:], 1):
+      verdict = types.select_rows(
+          context.condition['rule'] == i,
+          rule.verify(params, context, draft, scores), verdict)
+    return verdict

@@ -15,8 +15,7 @@ import numpy as np
 Array = jax.Array
 
 
-@struct.dataclass
-class Automaton:
+class Automaton(struct.PyTreeNode):
   """Allows a token where the table has a next state (`pipeline.Constraint`).
 
   A row that is off the table (state -1) may say anything. Committed text

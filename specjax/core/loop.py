@@ -100,13 +100,14 @@ def step(engine: Engine, params: Models, state: SpecState) -> SpecState:
   A drafter with `variants` (narrower forms over the same state) is asked
   before the round; one branch runs. Laws live within a branch.
   """
-  variants = getattr(engine.drafter, 'variants', ())
+  drafter: Any = engine.drafter
+  variants = getattr(drafter, 'variants', ())
   if not variants:
     return one_round(engine, params, state)
   branches = [
       functools.partial(one_round, engine._replace(drafter=v), params)
       for v in variants]
-  return jax.lax.switch(engine.drafter.choose(state), branches, state)
+  return jax.lax.switch(drafter.choose(state), branches, state)
 
 
 def run(

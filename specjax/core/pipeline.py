@@ -85,6 +85,7 @@ def law(context: Context, logits: Array, history: Array) -> law_lib.Law:
 
 def _tempered(options: Options, logits: Array) -> Array:
   """Applies temperature, top-k, top-p and min-p; f32[B,R,V] to the same."""
+  assert options.temperature is not None
   temperature = options.temperature[:, None, None]
   greedy = temperature < GREEDY_BELOW
   kept = logits / jnp.where(greedy, 1.0, temperature)
@@ -147,6 +148,9 @@ def _counts(tokens: Array, mask: Array, vocab: int) -> Array:
 def _ban_early_eos(context: Context, logits: Array, history: Array) -> Array:
   """Excludes end tokens before `min_new` new tokens exist."""
   options = context.options
+  assert options.min_new is not None
+  if options.eos is None:  # nothing to ban
+    return logits
   made = (context.length - context.prompt_length)[:, None]
   made = made + jnp.sum(history >= 0, axis=-1)  # [B,R]
   early = made < options.min_new[:, None]

@@ -30,8 +30,7 @@ POINT = 3  # deterministic, or drawn from a law that nobody can state
 MATCH = 4  # like POINT, and to be verified by sample-and-match
 
 
-@struct.dataclass(kw_only=True)
-class Models:
+class Models(struct.PyTreeNode, kw_only=True):
   """Parameters of the three parties. Read only; never donated."""
 
   target: PyTree
@@ -39,8 +38,7 @@ class Models:
   verifier: PyTree = None  # judge heads, neighbour tables
 
 
-@struct.dataclass(kw_only=True)
-class Options:
+class Options(struct.PyTreeNode, kw_only=True):
   """Per-row sampling options. A `None` stage is compiled out for all rows.
 
   Ranges are checked on the host (`Sampling`), not here. `temperature=None`
@@ -61,8 +59,7 @@ class Options:
   constraint: Any = None  # a `law.Constraint` (grammar), or None
 
 
-@struct.dataclass(kw_only=True)
-class Context:
+class Context(struct.PyTreeNode, kw_only=True):
   """What has been said so far. Only `core.round` appends to it.
 
   `tokens[b, :length[b]]` is final and never rewritten; its last token is
@@ -87,8 +84,7 @@ class Context:
     return self.length - 1
 
 
-@struct.dataclass(kw_only=True)
-class Metrics:
+class Metrics(struct.PyTreeNode, kw_only=True):
   """Counts per row since it was admitted; frozen when the row is done."""
 
   histogram: Array  # int32[B,D+1]: rounds by number of accepted drafts
@@ -99,8 +95,7 @@ class Metrics:
   bad_round: Array  # int32[B]: first round with non-finite logits, or -1
 
 
-@struct.dataclass(kw_only=True)
-class SpecState:
+class SpecState(struct.PyTreeNode, kw_only=True):
   """Everything a round changes. Donated to the compiled loop."""
 
   context: Context
@@ -109,8 +104,7 @@ class SpecState:
   metrics: Metrics
 
 
-@struct.dataclass(kw_only=True)
-class Draft:
+class Draft(struct.PyTreeNode, kw_only=True):
   """What a drafter proposes. Slot i (0-based) is row i + 1 of `Scores`.
 
   The law handed over is exactly the law that the tokens were drawn from;
@@ -133,8 +127,7 @@ class Draft:
   aux: PyTree = None  # read by the proposing drafter's `sync` only
 
 
-@struct.dataclass(kw_only=True)
-class Scores:
+class Scores(struct.PyTreeNode, kw_only=True):
   """The target's answer: row 0 follows the root, row i + 1 follows slot i."""
 
   target_law: Any  # Law [B,N+1,...], after `core.law`
@@ -144,8 +137,7 @@ class Scores:
   aux: PyTree = None
 
 
-@struct.dataclass(kw_only=True)
-class Verdict:
+class Verdict(struct.PyTreeNode, kw_only=True):
   """What a rule decides. All rules return law-bearing tokens, never -1."""
 
   path: Array  # int32[B,D+1]: rows of Scores, root first, padded with N+1

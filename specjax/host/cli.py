@@ -71,7 +71,7 @@ def run(main: Callable[[], int | None]) -> None:
       print('interrupted', file=sys.stderr)
       sys.exit(130)
     except (ValueError, MemoryError, FloatingPointError, OSError) as error:
-      if flags.FLAGS['verbosity'].value >= 1:  # -v=1: the traceback
+      if (flags.FLAGS['verbosity'].value or 0) >= 1:  # -v=1: the traceback
         raise
       print(f'error: {error}', file=sys.stderr)
       sys.exit(1)
@@ -92,21 +92,23 @@ def start(distributed: bool) -> None:
   """Initialises processes and the persistent compilation cache."""
   if distributed:
     jax.distributed.initialize()
-  if jax.config.jax_compilation_cache_dir is None:
+  if getattr(jax.config, 'jax_compilation_cache_dir', None) is None:
     jax.config.update('jax_compilation_cache_dir', str(hub.cache_dir('xla')))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
 def sampling(config: config_dict.ConfigDict) -> Sampling:
   """Returns the `Sampling` of a config's `sampling` section."""
-  values = {k: v for k, v in config.to_dict().items() if v is not None}
+  values: dict[str, Any] = {
+      k: v for k, v in config.to_dict().items() if v is not None}
   known = {f.name for f in dataclasses.fields(Sampling)}
   unknown = sorted(set(values) - known)
   if unknown:
     raise ValueError(f'config.sampling.{unknown[0]}: unknown; known are '
                      f'{", ".join(sorted(known))}')
-  return Sampling(**{k: tuple(v) if isinstance(v, list) else v
-                     for k, v in values.items()})
+  given: dict[str, Any] = {
+      k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+  return Sampling(**given)
 
 
 def speculative(
@@ -146,7 +148,8 @@ def mesh(shape: tuple[int, int] | None):
   """Returns the mesh of a config, or None for a single device."""
   if shape is None or tuple(shape) == (1, 1):
     return None
-  return make_mesh(tuple(shape))
+  data, model = shape
+  return make_mesh((data, model))
 
 
 class StatusLine:

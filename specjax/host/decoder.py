@@ -10,14 +10,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
 from specjax.core import loop
 from specjax.core.round import Engine
 from specjax.core.types import Context, Models
 from specjax.host import memory
-from specjax.host.requests import Request, Result, Stages, build_context
+from specjax.host.requests import (
+  Request,
+  Result,
+  Stages,
+  build_context,
+  check,
+)
 from specjax.host.text import RowText
 from specjax.parallel import rules
 
@@ -98,17 +103,16 @@ class Decoder:
     shapes = jax.eval_shape(
         lambda c: loop.empty(self.engine, c), vacant)
     num = 1 if self._mesh is None else self._mesh.size
-    memory.check(
-        self.params, shapes, batch=self.batch, size=self.size,
-        num_draft=self.engine.drafter.topology.num_nodes,
-        vocab_size=self.vocab_size, num_devices=num)
-    start = time.perf_counter()
     placed = None
     if self._mesh is not None:
       placed = rules.state_shardings(self._mesh, shapes, self.batch)
-    make = jax.jit(
-        lambda c: loop.empty(self.engine, c), out_shardings=placed)
-    self.state = make(self._place(vacant))
+    memory.check(
+        self.params, shapes, batch=self.batch, size=self.size,
+        num_draft=self.engine.drafter.topology.num_nodes,
+        vocab_size=self.vocab_size, num_devices=num, shardings=placed)
+    start = time.perf_counter()
+    make = jax.jit(loop.empty, static_argnums=0, out_shardings=placed)
+    self.state = make(self.engine, self._place(vacant))
     no_rows = np.zeros((self.batch,), bool)
     self._start_rows(no_rows, vacant)
     self._advance(0)
@@ -126,19 +130,22 @@ class Decoder:
       return jax.tree.map(jnp.array, context)  # copies: donation is safe
     shardings = rules.state_shardings(
         self._mesh, context, self.batch)
-    keys = jax.device_put(context.keys, shardings.keys)
-    plain = context.replace(keys=np.zeros((self.batch,), np.int32))
-    placed = rules.put(plain, shardings)
-    return placed.replace(keys=keys)
+    return rules.put(context, shardings)
 
   def _start_rows(self, rows: np.ndarray, context: Context) -> None:
-    chosen = jnp.asarray(rows)
-    if self._mesh is not None:
-      everywhere = NamedSharding(self._mesh, PartitionSpec())
-      chosen = rules.put(rows, everywhere)
     self.state = self._admit(
-        self.engine, self.params, self.state, chosen, self._place(context),
-        chunk=self.chunk)
+        self.engine, self.params, self.state, self._mask(rows),
+        self._place(context), chunk=self.chunk)
+
+  def _mask(self, rows: np.ndarray) -> jax.Array:
+    """Returns bool[B] on the devices, placed as loosely as the state is.
+
+    An array that is committed to its device spreads that to what is computed
+    from it, and the loop would be compiled again for the committed state.
+    """
+    if self._mesh is None:
+      return jnp.asarray(rows)
+    return rules.put(rows, self.state.context.done.sharding)
 
   def _advance(self, num_rounds: int) -> None:
     self.state = self._run(
@@ -165,19 +172,9 @@ class Decoder:
     """
     waiting = deque(requests)
     for request in waiting:
-      self._check(request)
+      check(request, self.size, self.vocab_size)
     run = _Run(self, waiting, on_text, on_result, on_progress)
     return run.loop()
-
-  def _check(self, request: Request) -> None:
-    room = self.size - 1
-    if len(request.tokens) > room:
-      raise ValueError(
-          f'prompt {request.id}: {len(request.tokens)} tokens, '
-          f'{len(request.tokens) - room} more than the capacity of '
-          f'{self.size} allows (one new token must fit)')
-    if not request.tokens:
-      raise ValueError(f'prompt {request.id}: no tokens')
 
 
 class _Run:
@@ -236,14 +233,15 @@ class _Run:
     now = time.perf_counter()
     self._count(seen)
     halted = np.zeros((decoder.batch,), bool)
+    bad_rows = []
     for row, text in enumerate(self.rows):
       if text is None:
         continue
       bad = int(seen['metrics'].bad_round[row])
       if bad >= 0:
-        raise FloatingPointError(
-            f'request {text.request.id} (row {row}): NaN or infinite logits '
-            f'in round {bad}')
+        bad_rows.append(f'request {text.request.id} (row {row}): NaN or '
+                        f'infinite logits in round {bad}')
+        continue
       start = len(text.request.tokens)
       new = seen['tokens'][row, start:seen['length'][row]]
       piece = text.update(new, now)
@@ -252,6 +250,8 @@ class _Run:
       if seen['done'][row] or text.stopped:
         halted[row] = not seen['done'][row]
         self._finish(row, text, seen, now)
+    if bad_rows:  # after its neighbours' results have been handed out
+      raise FloatingPointError('; '.join(bad_rows))
     if halted.any():
       self._halt(halted)
     if self.on_progress:
@@ -292,15 +292,14 @@ class _Run:
     if self.on_result:
       follow_up = self.on_result(result)
       if follow_up is not None:
-        self.decoder._check(follow_up)
+        check(follow_up, self.decoder.size, self.decoder.vocab_size)
         self.waiting.append(follow_up)
         self.num_requests += 1
 
   def _halt(self, halted: np.ndarray) -> None:
     """Marks rows as done whose stop string the host has seen."""
     state = self.decoder.state
-    done = state.context.done | jax.device_put(
-        halted, state.context.done.sharding)
+    done = state.context.done | self.decoder._mask(halted)
     self.decoder.state = state.replace(
         context=state.context.replace(done=done))
 

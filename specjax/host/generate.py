@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+import operator
 import time
 from typing import Any
+import warnings
 
 from specjax import verify as rules
 from specjax.core.round import Engine
@@ -73,9 +75,9 @@ def generate(
     FloatingPointError: NaN or infinite logits (request, round).
   """
   prompts, samplings = _pair(prompts, sampling)
+  _check(target, samplings, batch_size=batch_size, capacity=capacity,
+         rounds_per_chunk=rounds_per_chunk)
   drafter, drafter_params = _drafter(drafter, drafter_params, target)
-  for one in samplings:
-    one.check_ids(target.vocab_size)
   dialogues = [
       _Dialogue(target, prompt, one, index, seed)
       for index, (prompt, one) in enumerate(zip(prompts, samplings))]
@@ -83,6 +85,8 @@ def generate(
   rule = choose_rule(verify, drafter, samplings)
   size = capacity or _round_up(max(d.longest() for d in dialogues))
   batch = batch_size or min(8, len(first))
+  for request in first:  # before anything is compiled
+    requests_lib.check(request, size, target.vocab_size)
   stages = requests_lib.stages(first, len(target.eos))
   decoder = Decoder(
       Engine(target.lm, drafter, rule),
@@ -95,7 +99,14 @@ def generate(
   def follow(result: Result) -> Request | None:
     if on_result:
       on_result(result)
-    return dialogues[result.request.prompt_index].next(result)
+    following = dialogues[result.request.prompt_index].next(result)
+    try:
+      if following is not None:
+        requests_lib.check(following, size, target.vocab_size)
+    except ValueError as error:  # not worth the loss of all other answers
+      warnings.warn(f'{error}; this dialogue ends here', stacklevel=2)
+      return None
+    return following
 
   start = time.perf_counter()
   results = decoder.run(
@@ -153,19 +164,38 @@ def _drafter(drafter: Any, params: Any, target: Model) -> tuple[Any, Any]:
   if drafter is None:
     return Null(0), None
   if isinstance(drafter, Model):
-    methods.check_vocabularies(target, drafter)
-    return SmallLM(model=drafter.lm), drafter.params
-  if isinstance(drafter, dict):
+    return SmallLM(model=methods.draft_lm(target, drafter)), drafter.params
+  if isinstance(drafter, Mapping):
     from specjax.host.load import load
     return methods.build(
         drafter, target,
         lambda source: load(source, dtype=target.lm.config.dtype,
                             mesh=target.mesh))
+  if isinstance(drafter, type) or not hasattr(drafter, 'topology'):
+    raise ValueError(
+        f'drafter={drafter!r}: must be a drafter such as Lookup(7), a Model, '
+        "a dict such as {'method': 'ngram'}, or None")
   return drafter, params
+
+
+def _check(
+    target: Model, samplings: Sequence[Sampling], **numbers: int | None
+) -> None:
+  """Raises ValueError for options that this target cannot be run with."""
+  for name, value in numbers.items():
+    if value is not None and (not isinstance(value, int) or value < 1):
+      raise ValueError(f'{name}={value!r}: must be an integer >= 1')
+  for one in samplings:
+    one.check_ids(target.vocab_size, target.eos)
+    if one.stop and target.tokenizer is None:
+      raise ValueError(f'stop={one.stop!r}: stop strings need a tokenizer, '
+                       f'and {target.name} has none')
 
 
 def _pair(prompts, sampling):
   """Returns equally long lists of prompts and sampling options."""
+  if isinstance(prompts, (str, Mapping, Prompt)):
+    raise ValueError('prompts must be a list, also for one: [prompt]')
   prompts = list(prompts)
   if not prompts:
     raise ValueError('no prompts')
@@ -215,10 +245,15 @@ class _Dialogue:
       return prompt.id, [], prompt.text
     if isinstance(prompt, str):
       return str(index), [], prompt
-    prompt = list(prompt)
-    if prompt and isinstance(prompt[0], dict):
-      return str(index), [], prompt
-    return str(index), [], tuple(int(t) for t in prompt)
+    try:
+      prompt = list(prompt)
+      if prompt and isinstance(prompt[0], Mapping):
+        return str(index), [], prompt
+      return str(index), [], tuple(operator.index(t) for t in prompt)
+    except TypeError as error:
+      raise ValueError(
+          f'prompt {index}: must be a string, a list of messages, a list of '
+          f'token ids or a Prompt, found {prompt!r:.60}') from error
 
   def first(self) -> list[Request]:
     """Returns the requests of the first turn, one per sample."""

@@ -9,16 +9,25 @@ from typing import Any
 import jax
 
 
-def tree_bytes(tree: Any, devices: int = 1) -> int:
-  """Returns bytes of a tree of arrays or shapes, split over `devices`."""
-  total = 0
-  for leaf in jax.tree.leaves(tree):
-    size = math.prod(leaf.shape)
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-      total += size * 8
-    else:
-      total += size * leaf.dtype.itemsize
-  return total // devices
+def tree_bytes(tree: Any, shardings: Any = None) -> int:
+  """Returns bytes of a tree of arrays or shapes, on its fullest device.
+
+  Args:
+    tree: arrays, or shapes with dtypes.
+    shardings: where the leaves will be; None takes where they are, and the
+      whole leaf where that is not known.
+  """
+  def size(leaf, sharding=None) -> int:
+    sharding = sharding or getattr(leaf, 'sharding', None)
+    shape = leaf.shape
+    if sharding is not None:
+      shape = sharding.shard_shape(shape)
+    is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return math.prod(shape) * (8 if is_key else leaf.dtype.itemsize)
+
+  if shardings is None:
+    return sum(map(size, jax.tree.leaves(tree)))
+  return sum(jax.tree.leaves(jax.tree.map(size, tree, shardings)))
 
 
 def device_limit(device: jax.Device) -> int | None:
@@ -36,7 +45,8 @@ def device_limit(device: jax.Device) -> int | None:
 
 def check(
     params: Any, state: Any, *, batch: int, size: int, num_draft: int,
-    vocab_size: int, num_devices: int = 1, limit: int | None = None,
+    vocab_size: int, num_devices: int = 1, shardings: Any = None,
+    limit: int | None = None,
 ) -> int:
   """Raises MemoryError when a run cannot fit; returns its bytes a device.
 
@@ -45,11 +55,12 @@ def check(
 
   Args:
     params, state: arrays or shapes. batch: B. size: S. num_draft: N.
-    vocab_size: V. num_devices: that the state is split over.
+    vocab_size: V. num_devices: that the logits are split over.
+    shardings: of the state.
     limit: bytes of one device; None asks the device.
   """
-  weights = tree_bytes(params, num_devices)
-  states = tree_bytes(state, num_devices)
+  weights = tree_bytes(params)
+  states = tree_bytes(state, shardings)
   logits = 3 * 4 * batch * (num_draft + 1) * vocab_size // num_devices
   need = weights + states + logits
   if limit is None:

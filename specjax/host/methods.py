@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+import dataclasses
+import numbers
 from typing import Any
 
 from specjax.core import control
@@ -28,6 +30,13 @@ _KEYS = {
     'input_guided': {'max_ngram'},
     'draft_model': {'model', 'draft_confidence_threshold'},
 }
+_TYPES: dict[str, Any] = {
+    'method': str, 'num_speculative_tokens': int, 'draft_len_schedule': str,
+    'exact_shape': bool, 'draft_cost': numbers.Real, 'prompt_lookup_min': int,
+    'prompt_lookup_max': int, 'prefer': str, 'max_ngram': int, 'model': str,
+    'draft_confidence_threshold': numbers.Real}
+_TYPE_NAMES = {str: 'a string', int: 'an integer', bool: 'true or false',
+               numbers.Real: 'a number'}
 _SCHEDULES = ('constant', 'heuristic', 'confidence', 'tracking')
 
 
@@ -52,8 +61,8 @@ def build(
   config = {_ALIASES.get(k, k): v for k, v in dict(config).items()
             if v is not None}
   method = config.get('method', 'ngram')
-  method = _METHODS.get(method, method)
-  if method not in _KEYS:
+  method = _METHODS.get(str(method), method)
+  if method not in list(_KEYS):  # a list: what is not hashable is unknown too
     raise ValueError(f"speculative method {config['method']!r}: known are "
                      f"{', '.join(sorted(_KEYS))}")
   allowed = _SHARED | _KEYS[method]
@@ -61,6 +70,12 @@ def build(
   if unknown:
     raise ValueError(f'speculative_config keys {unknown} are unknown for '
                      f'method {method!r}; known are {sorted(allowed)}')
+  for key, value in config.items():
+    kind = _TYPES[key]
+    if not isinstance(value, kind) or (
+        isinstance(value, bool) and kind is not bool):
+      raise ValueError(f'speculative_config: {key}={value!r}: must be '
+                       f'{_TYPE_NAMES[kind]}')
   drafter, params = _plain(method, config, target, load)
   return _scheduled(drafter, config), params
 
@@ -69,10 +84,7 @@ def _plain(method: str, config: dict[str, Any], target: Model, load):
   """Returns the drafter without a length schedule, and its parameters."""
   kwargs = {k: config[k] for k in _KEYS[method] & set(config)}
   if 'num_speculative_tokens' in config:
-    num = config['num_speculative_tokens']
-    if not isinstance(num, int) or isinstance(num, bool):
-      raise ValueError(f'num_speculative_tokens={num!r}: must be an integer')
-    kwargs['num_speculative_tokens'] = num
+    kwargs['num_speculative_tokens'] = config['num_speculative_tokens']
   if method == 'null':
     return Null(**kwargs), None
   if method == 'ngram':
@@ -87,9 +99,9 @@ def _plain(method: str, config: dict[str, Any], target: Model, load):
   if 'model' not in kwargs or load is None:
     raise ValueError("method 'draft_model' needs 'model'")
   model = load(kwargs.pop('model'))
-  check_vocabularies(target, model)
+  lm = draft_lm(target, model)
   threshold = kwargs.pop('draft_confidence_threshold', 0.0)
-  drafter = SmallLM(model=model.lm, confidence_threshold=threshold, **kwargs)
+  drafter = SmallLM(model=lm, confidence_threshold=threshold, **kwargs)
   return drafter, model.params
 
 
@@ -106,14 +118,28 @@ def _scheduled(drafter: Any, config: dict[str, Any]) -> Any:
         "draft_len_schedule='confidence' needs a drafter that reports its "
         "probabilities ('draft_model'); use 'heuristic' or 'tracking'")
   exact = config.get('exact_shape', True)
-  controller = {
-      'heuristic': control.Heuristic, 'confidence': control.Confidence,
-      'tracking': lambda: control.Tracking(
-          draft_cost=config.get('draft_cost', 0.0)),
-  }[schedule]()
+  cost = config.get('draft_cost', 0.0)
+  controllers: dict[str, Any] = {
+      'heuristic': control.Heuristic(), 'confidence': control.Confidence(),
+      'tracking': control.Tracking(draft_cost=cost)}
+  controller = controllers[schedule]
   if not exact and isinstance(drafter, SmallLM):
     drafter = drafter.resyncing()
   return Adaptive(drafter, controller, exact_shape=exact)
+
+
+def draft_lm(target: Model, drafter: Model) -> Any:
+  """Returns the functions of a model that is to draft for `target`.
+
+  It must take prompt chunks that are as long as the target's.
+
+  Raises:
+    ValueError: the vocabularies differ.
+  """
+  check_vocabularies(target, drafter)
+  if drafter.lm.chunk >= target.lm.chunk:
+    return drafter.lm
+  return dataclasses.replace(drafter.lm, chunk=target.lm.chunk)
 
 
 def check_vocabularies(target: Model, drafter: Model) -> None:

@@ -22,7 +22,8 @@ class Request:
     tokens: prompt, at least one token.
     sampling: options.
     seed: of this row's key; text is a function of it and of the options.
-    stream: index of the sample of this prompt, folded into the key.
+    stream: index of the sample of this prompt, folded into the key; so is
+      the turn, or an answer would be drawn with the noise of the one before.
     source: span `(start, end)` of the prompt that input-guided drafting
       copies from; None is the whole prompt.
     prompt_index, turn: where the result belongs.
@@ -126,6 +127,23 @@ def stages(requests: Sequence[Request], num_eos: int) -> Stages:
       source=any(r.source is not None for r in requests))
 
 
+def check(request: Request, size: int, vocab_size: int) -> None:
+  """Raises ValueError for a prompt that a slot of `size` cannot hold."""
+  name, num, room = request.id, len(request.tokens), size - 1
+  if request.turn:
+    name = f'{name} (turn {request.turn + 1})'
+  if not num:
+    raise ValueError(f'prompt {name}: no tokens')
+  if num > room:
+    raise ValueError(
+        f'prompt {name}: {num} tokens, {num - room} more than the capacity '
+        f'of {size} allows (one new token must fit)')
+  bad = [i for i in request.tokens if not 0 <= i < vocab_size]
+  if bad:
+    raise ValueError(f'prompt {name}: token ids {bad[:5]}: must be in '
+                     f'[0, {vocab_size})')
+
+
 def bias_row(sampling: Sampling, vocab_size: int) -> np.ndarray:
   """Returns f32[V]: logit bias, with -inf on what must not be drawn."""
   row = np.zeros((vocab_size,), np.float32)
@@ -155,7 +173,7 @@ def build_context(
   length = np.ones((batch,), np.int32)
   limit = np.ones((batch,), np.int32)
   source = np.zeros((batch, 2), np.int32)
-  seeds = np.zeros((batch, 2), np.int64)
+  seeds = np.zeros((batch, 3), np.int64)
   for row, request in enumerate(slots):
     if request is None:
       continue
@@ -164,11 +182,11 @@ def build_context(
     length[row] = num
     limit[row] = min(num + request.sampling.max_new_tokens, size)
     source[row] = request.source or (0, num)
-    seeds[row] = request.seed, request.stream
+    seeds[row] = request.seed, request.stream, request.turn
   samplings = [r.sampling if r is not None else None for r in slots]
   options = _options(samplings, vocab_size, eos, what)
   zeros = np.zeros((batch, size), np.float32)
-  return Context(
+  fields: dict[str, Any] = dict(  # numpy here, jax arrays once placed
       tokens=tokens, length=length, prompt_length=length.copy(), limit=limit,
       done=np.asarray([r is None for r in slots]),
       rounds=np.zeros((batch,), np.int32), keys=_keys(seeds),
@@ -177,19 +195,22 @@ def build_context(
       token_round=np.zeros((batch, size), np.int32),
       log_probs=({'raw': zeros, 'processed': zeros.copy()}
                  if what.log_probs else None))
+  return Context(**fields)
 
 
 def _keys(seeds: np.ndarray) -> jax.Array:
-  """Returns a key per row from its (seed, stream)."""
+  """Returns a key per row from its (seed, stream, turn)."""
   low = (seeds[:, 0] & 0xFFFFFFFF).astype(np.uint32)
   high = (seeds[:, 0] >> 32).astype(np.uint32)
-  stream = seeds[:, 1].astype(np.uint32)
+  stream, turn = seeds[:, 1:].astype(np.uint32).T
 
-  def one(a, b, c):
-    key = jax.random.fold_in(jax.random.key(a), b)
-    return jax.random.fold_in(key, c)
+  def one(first, *more):
+    key = jax.random.key(first)
+    for data in more:
+      key = jax.random.fold_in(key, data)
+    return key
 
-  return jax.vmap(one)(low, high, stream)
+  return jax.vmap(one)(low, high, stream, turn)
 
 
 def _options(
@@ -218,4 +239,5 @@ def _options(
   for row, s in enumerate(samplings):
     if s is not None and not s.ignore_eos:
       ends[row, :len(eos)] = eos
-  return Options(eos=ends, **arrays)
+  arrays['eos'] = ends
+  return Options(**arrays)

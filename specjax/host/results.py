@@ -67,8 +67,9 @@ def summarise(results: Sequence[Result]) -> dict[str, Any]:
   new = sum(len(r.tokens) for r in results)
   rounds = sum(r.rounds for r in results)
   out = metrics.summarise(
-      sum(r.histogram for r in results), sum(r.drafted for r in results),
-      sum(r.accepted for r in results), new, rounds)
+      np.sum([r.histogram for r in results], axis=0),
+      np.sum([r.drafted for r in results], axis=0),
+      np.sum([r.accepted for r in results], axis=0), new, rounds)
   excess = sum(r.excess for r in results)
   # One-step TV of a lossy rule, averaged over rounds; 0 for exact ones.
   out['one_step_tv'] = excess / max(rounds, 1)

@@ -1,18 +1,14 @@
 """Reads GGUF files: metadata as plain Python, tensors on demand.
 
-The header is parsed here rather than with `gguf.GGUFReader`, which wraps each
-of the several hundred thousand vocabulary strings in numpy arrays (seconds)
-and reports a cut file as an indexing error. Dequantisation is the library's.
+Parsing and dequantisation are the `gguf` library's; this module says in one
+sentence what is wrong with a file that the library stumbles over.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import math
-import mmap
 from pathlib import Path
-import struct
 from typing import Any
 
 import gguf
@@ -24,18 +20,6 @@ from specjax.io.lazy import LazyTensor
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
-_STRING, _ARRAY = 8, 9
-_MAX_NESTING = 4
-# GGUF value type -> struct code, all little-endian.
-_SCALARS = {
-    0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?",
-    10: "Q", 11: "q", 12: "d",
-}
-# Tensor types that are numbers as they stand.
-_PLAIN: dict[str, npt.DTypeLike] = {
-    "F32": np.float32, "F16": np.float16, "F64": np.float64,
-    "I8": np.int8, "I16": np.int16, "I32": np.int32, "I64": np.int64,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,27 +54,18 @@ def read(path: str | Path) -> GGUFFile:
       split model, or has a tensor of a type that cannot be dequantised.
   """
   path = Path(path)
-  cursor = _Cursor(path, _map(path))
-  num_tensors, num_keys = _read_preamble(cursor)
-  metadata: dict[str, Any] = {}
-  for _ in range(num_keys):
-    key = cursor.string()
-    metadata[key] = cursor.value(cursor.scalar("I"))
+  _check_preamble(path)
+  try:
+    reader = gguf.GGUFReader(path)
+    metadata = {key: field.contents() for key, field in reader.fields.items()}
+  except Exception as error:  # the library says nothing of damaged files
+    raise FormatError(_diagnosis(path, error)) from error
   if metadata.get("split.count", 1) > 1:
     raise FormatError(
         f"{path}: piece {metadata.get('split.no', 0) + 1} of "
         f"{metadata['split.count']} of a split model; merge the pieces first, "
         "for example with `llama-gguf-split --merge`")
-  headers = [_read_tensor_header(cursor) for _ in range(num_tensors)]
-  alignment = metadata.get("general.alignment", 32)
-  if not isinstance(alignment, int) or alignment < 1:
-    raise FormatError(f"{path}: general.alignment is {alignment!r}, not >= 1")
-  start = -(-cursor.offset // alignment) * alignment
-  tensors: dict[str, LazyTensor] = {}
-  for header in headers:
-    if header.name in tensors:
-      raise FormatError(f"{path}: tensor {header.name!r} occurs twice")
-    tensors[header.name] = _open_tensor(cursor, header, start)
+  tensors = {t.name: _open_tensor(path, t) for t in reader.tensors}
   return GGUFFile(path, metadata, tensors)
 
 
@@ -119,151 +94,86 @@ def unpermute(w: npt.NDArray, num_heads: int) -> npt.NDArray:
   return pairs.swapaxes(1, 2).reshape(w.shape)
 
 
-@dataclasses.dataclass(frozen=True)
-class _TensorHeader:
-  name: str
-  shape: tuple[int, ...]
-  type_id: int
-  offset: int
-
-
-@dataclasses.dataclass
-class _Cursor:
-  """Sequential reads that never leave the file."""
-
-  path: Path
-  data: mmap.mmap
-  offset: int = 0
-
-  def take(self, num_bytes: int) -> int:
-    """Advances and returns the offset before; refuses to pass the end."""
-    begin = self.offset
-    if num_bytes > len(self.data) - begin:
-      raise FormatError(
-          f"{self.path}: truncated: {num_bytes} bytes wanted at offset "
-          f"{begin}, the file has {len(self.data)}; fetch it again")
-    self.offset += num_bytes
-    return begin
-
-  def scalar(self, code: str) -> Any:
-    begin = self.take(struct.calcsize("<" + code))
-    return struct.unpack_from("<" + code, self.data, begin)[0]
-
-  def string(self) -> str:
-    length = self.scalar("Q")
-    begin = self.take(length)
-    try:
-      return self.data[begin:begin + length].decode("utf-8")
-    except UnicodeDecodeError as error:
-      raise FormatError(
-          f"{self.path}: string at offset {begin} is not UTF-8") from error
-
-  def value(self, kind: int, depth: int = 0) -> Any:
-    if kind == _STRING:
-      return self.string()
-    if kind in _SCALARS:
-      return self.scalar(_SCALARS[kind])
-    if kind != _ARRAY or depth == _MAX_NESTING:
-      raise FormatError(
-          f"{self.path}: metadata value of type {kind} at offset "
-          f"{self.offset} is not understood; the file may be damaged")
-    item, count = self.scalar("I"), self.scalar("Q")
-    if item in _SCALARS:
-      dtype = np.dtype("<" + _SCALARS[item])
-      begin = self.take(count * dtype.itemsize)
-      return np.frombuffer(self.data, dtype, count, begin).tolist()
-    return [self.value(item, depth + 1) for _ in range(count)]
-
-
-def _map(path: Path) -> mmap.mmap:
+def _check_preamble(path: Path) -> None:
+  """Refuses what is no GGUF file at all."""
   try:
     with open(path, "rb") as file:
-      return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+      head = file.read(24)
   except OSError as error:
-    raise FormatError(f"cannot read {path}: {error.strerror}") from error
-  except ValueError as error:  # mmap of zero bytes
-    raise FormatError(f"{path}: empty file, not GGUF") from error
-
-
-def _read_preamble(cursor: _Cursor) -> tuple[int, int]:
-  """Checks magic and version; returns (number of tensors, of keys)."""
-  head = cursor.data[:32]
-  if head[:4] != _MAGIC:
+    raise FormatError(f"{path}: {error.strerror or error}") from error
+  if not head:
+    raise FormatError(f"{path}: empty file; fetch it again")
+  if not head.startswith(_MAGIC):
     hint = ""
-    if head.startswith(b"version https://git"):
+    if head.startswith(b"version https://"):
       hint = " (a Git LFS pointer: fetch the file itself)"
     raise FormatError(
-        f"{cursor.path}: not a GGUF file: starts with {head[:8]!r}, "
+        f"{path}: not a GGUF file: starts with {head[:8]!r}, "
         f"not {_MAGIC!r}{hint}")
-  cursor.take(4)
-  version = cursor.scalar("I")
+  if len(head) < 24:
+    raise FormatError(f"{path}: truncated: {len(head)} bytes; fetch it again")
+  version = int.from_bytes(head[4:8], "little")
   if version not in _VERSIONS:
-    swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
+    swapped = int.from_bytes(head[4:8], "big")
     why = " (big-endian file)" if swapped in _VERSIONS else ""
     raise FormatError(
-        f"{cursor.path}: GGUF version {version}{why}, known are "
+        f"{path}: GGUF version {version}{why}, known are "
         f"{', '.join(map(str, _VERSIONS))}, little-endian")
-  return cursor.scalar("Q"), cursor.scalar("Q")
 
 
-def _read_tensor_header(cursor: _Cursor) -> _TensorHeader:
-  name = cursor.string()
-  rank = cursor.scalar("I")
-  # The file lists the contiguous axis first.
-  shape = tuple(cursor.scalar("Q") for _ in range(rank))[::-1]
-  return _TensorHeader(name, shape, cursor.scalar("I"), cursor.scalar("Q"))
+def _diagnosis(path: Path, error: Exception) -> str:
+  """Returns what is wrong with a file that the library cannot parse."""
+  text = str(error)
+  if "GGMLQuantizationType" in text:
+    return f"{path}: unknown quantisation type: {text}; {_known()}"
+  return (f"{path}: truncated or damaged ({type(error).__name__}: {text}); "
+          "fetch it again")
 
 
 @functools.cache
 def _can_dequantise(kind: gguf.GGMLQuantizationType) -> bool:
   """Asks the library, by dequantising one block of zeros."""
-  if kind.name in _PLAIN:
-    return True
   _, block_bytes = gguf.GGML_QUANT_SIZES[kind]
   try:
-    gguf.dequantize(np.zeros((1, block_bytes), np.uint8), kind)
+    gguf.dequantize(_raw(kind, np.zeros((1, block_bytes), np.uint8)), kind)
   except NotImplementedError:
-    return False
+    return _plain(kind) is not None
   return True
 
 
-def _known_type(path: Path, header: _TensorHeader) -> Any:
-  try:
-    kind = gguf.GGMLQuantizationType(header.type_id)
-    label = kind.name
-    if _can_dequantise(kind):
-      return kind
-  except ValueError:
-    label = f"number {header.type_id}"
-  known = [t.name for t in gguf.GGMLQuantizationType if _can_dequantise(t)]
-  raise FormatError(
-      f"{path}: tensor {header.name!r} has quantisation type {label}, which "
-      f"cannot be read; known are {', '.join(sorted(known))}. A newer `gguf` "
-      "package may know it, or convert the file")
+def _plain(kind: gguf.GGMLQuantizationType) -> type | None:
+  """Returns the numpy type of tensors that are numbers as they stand."""
+  return {"F32": np.float32, "F16": np.float16, "F64": np.float64,
+          "I8": np.int8, "I16": np.int16, "I32": np.int32,
+          "I64": np.int64}.get(kind.name)
 
 
-def _open_tensor(
-    cursor: _Cursor, header: _TensorHeader, start: int) -> LazyTensor:
-  """Checks type and extent of one tensor and returns its reader."""
-  kind = _known_type(cursor.path, header)
-  block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
-  row = header.shape[-1] if header.shape else 1
-  if row % block:
+def _raw(kind: gguf.GGMLQuantizationType, data: npt.NDArray) -> npt.NDArray:
+  """Returns the bytes as the library's dequantisation wants them."""
+  plain = _plain(kind)
+  return data if plain is None else data.view(plain)
+
+
+def _known() -> str:
+  names = sorted(t.name for t in gguf.GGMLQuantizationType
+                 if _can_dequantise(t))
+  return (f"known are {', '.join(names)}. A newer `gguf` package may know "
+          "it, or convert the file")
+
+
+def _open_tensor(path: Path, tensor: Any) -> LazyTensor:
+  """Checks the type of one tensor and returns its reader."""
+  kind = tensor.tensor_type
+  if not _can_dequantise(kind):
     raise FormatError(
-        f"{cursor.path}: tensor {header.name!r}: rows of {row} values do not "
-        f"divide into {kind.name} blocks of {block}")
-  num_bytes = math.prod(header.shape) // block * block_bytes
-  begin = start + header.offset
-  data = cursor.data
-  if begin + num_bytes > len(data):
-    raise FormatError(
-        f"{cursor.path}: truncated: tensor {header.name!r} ends at byte "
-        f"{begin + num_bytes}, the file has {len(data)}; fetch it again")
+        f"{path}: tensor {tensor.name!r} has quantisation type {kind.name}, "
+        f"which cannot be read; {_known()}")
+  # The file lists the contiguous axis first.
+  shape = tuple(int(n) for n in tensor.shape)[::-1]
 
   def load() -> npt.NDArray:
-    raw = np.frombuffer(data, np.uint8, num_bytes, begin)
-    if kind.name in _PLAIN:
-      return raw.view(_PLAIN[kind.name])
-    return gguf.dequantize(raw.reshape(-1, row // block * block_bytes), kind)
+    if _plain(kind) is not None:
+      return np.asarray(tensor.data)
+    return gguf.dequantize(tensor.data, kind)
 
-  return LazyTensor(header.name, header.shape, kind.name, load)
+  return LazyTensor(tensor.name, shape, kind.name, load)

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import math
+import numbers
+import operator
 from typing import Any
 
 MAX_SEED = 2**63 - 1
+_MAX_INT = 2**31 - 1  # what an int32 on the device holds
+
+# Field -> (kind, test, what is allowed).
+_NUMBERS: dict[str, tuple[Any, Any, str]] = {
+    'temperature': (numbers.Real, lambda x: 0 <= x < math.inf,
+                    '>= 0 and finite'),
+    'top_k': (numbers.Integral, lambda x: -1 <= x <= _MAX_INT,
+              'an integer >= 0 (0 or -1 keeps all)'),
+    'top_p': (numbers.Real, lambda x: 0 < x <= 1, 'in (0, 1]'),
+    'min_p': (numbers.Real, lambda x: 0 <= x <= 1, 'in [0, 1]'),
+    'repetition_penalty': (numbers.Real, lambda x: 0 < x < math.inf,
+                           '> 0 and finite'),
+    'presence_penalty': (numbers.Real, math.isfinite, 'finite'),
+    'frequency_penalty': (numbers.Real, math.isfinite, 'finite'),
+    'max_new_tokens': (numbers.Integral, lambda x: 1 <= x <= _MAX_INT,
+                       'an integer >= 1'),
+    'min_new_tokens': (numbers.Integral, lambda x: x >= 0,
+                       'an integer >= 0'),
+    'n': (numbers.Integral, lambda x: x >= 1, 'an integer >= 1')}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,44 +76,62 @@ class Sampling:
   log_probs: bool = False
 
   def __post_init__(self):
-    check = self._check
-    check('temperature', 0 <= self.temperature < math.inf, '>= 0 and finite')
-    check('top_k', self.top_k >= -1 and self.top_k == int(self.top_k),
-          'an integer >= 0 (0 or -1 keeps all)')
-    check('top_p', 0 < self.top_p <= 1, 'in (0, 1]')
-    check('min_p', 0 <= self.min_p <= 1, 'in [0, 1]')
-    check('repetition_penalty', 0 < self.repetition_penalty < math.inf,
-          '> 0 and finite')
-    for name in ('presence_penalty', 'frequency_penalty'):
-      check(name, math.isfinite(getattr(self, name)), 'finite')
-    check('max_new_tokens', self.max_new_tokens >= 1, '>= 1')
-    check('min_new_tokens', 0 <= self.min_new_tokens <= self.max_new_tokens,
-          f'in [0, max_new_tokens={self.max_new_tokens}]')
-    check('n', self.n >= 1, '>= 1')
-    check('seed', self.seed is None or 0 <= self.seed <= MAX_SEED,
-          f'in [0, {MAX_SEED}]')
-    check('stop', all(self.stop) and not isinstance(self.stop, str),
-          'a tuple of non-empty strings')
-    check('allowed_ids', self.allowed_ids is None or len(self.allowed_ids),
-          'None or a non-empty tuple of token ids')
+    for name, (kind, is_ok, allowed) in _NUMBERS.items():
+      value = getattr(self, name)
+      is_number = isinstance(value, kind) and not isinstance(value, bool)
+      self._check(name, is_number and is_ok(value), allowed)
+    self._check('min_new_tokens', self.min_new_tokens <= self.max_new_tokens,
+                f'in [0, max_new_tokens={self.max_new_tokens}]')
+    if self.seed is not None:
+      self._check('seed', isinstance(self.seed, numbers.Integral)
+                  and 0 <= self.seed <= MAX_SEED, f'in [0, {MAX_SEED}]')
+    self._check('stop', not isinstance(self.stop, str) and all(
+        isinstance(s, str) and s for s in self.stop),
+        'a tuple of non-empty strings')
+    self._to_ids('banned_ids')
+    if self.allowed_ids is not None:
+      self._to_ids('allowed_ids')
+      self._check('allowed_ids', self.allowed_ids,
+                  'None or a non-empty tuple of token ids')
+    for token, value in (self.logit_bias or {}).items():
+      # +inf and NaN would make a law that is none; -inf bans.
+      if not isinstance(token, numbers.Integral) or not value < math.inf:
+        raise ValueError(f'logit_bias={{{token!r}: {value!r}}}: must map '
+                         'token ids to finite numbers, or to -inf')
 
   def _check(self, name: str, is_ok: Any, allowed: str) -> None:
     if not is_ok:
       raise ValueError(
           f'{name}={getattr(self, name)!r}: must be {allowed}')
 
-  def check_ids(self, vocab_size: int) -> None:
-    """Raises ValueError when a token id is not in the vocabulary."""
-    ids = [*(self.logit_bias or {}), *(self.allowed_ids or ()),
-           *self.banned_ids]
+  def _to_ids(self, name: str) -> None:
+    """Makes a tuple of ints of whatever sequence was given."""
+    try:
+      ids = tuple(operator.index(i) for i in getattr(self, name))
+    except TypeError as error:
+      raise ValueError(f'{name}={getattr(self, name)!r}: must be a tuple of '
+                       'token ids') from error
+    object.__setattr__(self, name, ids)
+
+  def check_ids(self, vocab_size: int, eos: Sequence[int] = ()) -> None:
+    """Raises ValueError for ids out of range, or when none can be drawn."""
+    bias = self.logit_bias or {}
+    ids = [*bias, *(self.allowed_ids or ()), *self.banned_ids]
     bad = [i for i in ids if not 0 <= i < vocab_size]
     if bad:
       raise ValueError(f'token ids {bad[:5]} (logit_bias, allowed_ids or '
                        f'banned_ids): must be in [0, {vocab_size})')
-    left = (set(self.allowed_ids) if self.allowed_ids is not None
-            else None)
-    if left is not None and not left - set(self.banned_ids):
-      raise ValueError('banned_ids leaves nothing of allowed_ids')
+    gone = {*self.banned_ids, *(i for i in bias if bias[i] == -math.inf)}
+    if self.min_new_tokens > 0 and not self.ignore_eos:
+      gone |= {i for i in eos if 0 <= i < vocab_size}
+    left = vocab_size - len(gone)
+    if self.allowed_ids is not None:
+      left = len(set(self.allowed_ids) - gone)
+    if not left:
+      raise ValueError(
+          'banned_ids, logit_bias and min_new_tokens (which bans end tokens) '
+          'leave nothing of ' + ('the vocabulary' if self.allowed_ids is None
+                                 else 'allowed_ids'))
 
   @property
   def is_greedy(self) -> bool:

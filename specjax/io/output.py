@@ -48,13 +48,16 @@ def write_json(path: Path, value: Any) -> None:
 class JsonLines:
   """Collects rows; each is on disk at once, the file appears at `close`.
 
-  A run that is interrupted still closes, so finished rows are kept.
+  A run that is interrupted still closes, so finished rows are kept. Without
+  a path nothing is kept: one process of a distributed run writes.
   """
 
-  def __init__(self, path: Path):
+  def __init__(self, path: Path | None):
     self._path = path
-    self._partial = path.with_name(path.name + '.partial')
-    self._file = open(self._partial, 'w', encoding='utf-8')
+    partial = Path(os.devnull)
+    if path is not None:
+      partial = path.with_name(path.name + '.partial')
+    self._file = open(partial, 'w', encoding='utf-8')
 
   def write(self, row: dict[str, Any]) -> None:
     """Appends a row."""
@@ -65,7 +68,8 @@ class JsonLines:
     """Gives the file its name."""
     if not self._file.closed:
       self._file.close()
-      os.replace(self._partial, self._path)
+      if self._path is not None:
+        os.replace(self._file.name, self._path)
 
   def __enter__(self):
     return self

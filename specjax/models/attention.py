@@ -25,8 +25,7 @@ Cache = dict[str, Array]
 _UNSEEN = -1e30
 
 
-@struct.dataclass(kw_only=True)
-class Block:
+class Block(struct.PyTreeNode, kw_only=True):
   """Where the T tokens of one call stand.
 
   Attributes:

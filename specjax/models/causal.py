@@ -56,8 +56,8 @@ class CausalLM:
       raise ValueError(
           f'{x.shape[1]} tokens in one call, but chunk={self.chunk}: raise '
           'chunk, or draft fewer tokens')
-    return Transformer(self.config).apply(
-        {'params': params}, x, cache, block, **kwargs)
+    model: Any = Transformer(self.config)
+    return model.apply({'params': params}, x, cache, block, **kwargs)
 
   def extend(
       self, params: Any, state: Any, tokens: Array, base: Array, fed: Array
@@ -68,7 +68,8 @@ class CausalLM:
     drafters: parameters and state are the bare model's.
     """
     final, state = self._feed(params, state, tokens, base, fed, ('final',))
-    logits = Transformer(self.config).apply(
+    model: Any = Transformer(self.config)
+    logits = model.apply(
         {'params': params}, final['final'][:, -1:], method='head')
     return logits[:, 0], state
 

@@ -22,7 +22,10 @@ def make_mesh(shape: tuple[int, int] | None = None) -> Mesh:
     ValueError: the shape does not fit the number of devices.
   """
   devices = jax.devices()
-  data, model = shape or (-1, 1)
+  sizes = (-1, 1) if shape is None else tuple(shape)
+  if len(sizes) != 2 or not all(isinstance(n, int) for n in sizes):
+    raise ValueError(f'mesh {shape}: must be two integers (data, model)')
+  data, model = sizes
   if data == -1 and model > 0:
     data = len(devices) // model
   elif model == -1 and data > 0:

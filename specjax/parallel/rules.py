@@ -61,6 +61,9 @@ def state_shardings(mesh: Mesh, shapes: Any, batch: int) -> Any:
 def put(tree: Any, shardings: Any) -> Any:
   """Places host arrays; every process passes the whole (equal) array."""
   def one(x, sharding):
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+      data = one(jax.random.key_data(x), sharding)
+      return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
     x = np.asarray(x)
     return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
   return jax.tree.map(one, tree, shardings)

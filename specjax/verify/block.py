@@ -19,9 +19,10 @@ Array = jax.Array
 class Block:
   """Accepts the longest prefix that a joint test allows.
 
-  Lossless, and never accepts less in expectation than `Speculative`. Needs
-  the law that drafts were drawn from. Noise is keyed by round: keyed by
-  position it would reuse the noise of a rejected tail, which is a bias here.
+  Lossless, and never accepts less in expectation than `Speculative`. Wants
+  the law that drafts were drawn from (a point gains nothing over `Match`).
+  Noise is keyed by round: keyed by position it would reuse the noise of a
+  rejected tail, which is a bias here.
 
   References: Sun et al. 2025, arXiv:2403.10444, algorithm 2.
   """
@@ -41,9 +42,6 @@ class Block:
     if num == 0:
       count = jnp.zeros(context.length.shape, jnp.int32)
       return chains.verdict(draft, count, law.at(count).sample(key))
-    if draft.draft_law is None:
-      raise ValueError("verify='block' needs the law that drafts were drawn "
-                       "from; use 'speculative' or 'match'")
     log_w = _log_weights(draft, scores)
     last = jnp.sum(draft.valid, axis=1)  # the chain's end in this row
     h = _hazards(draft, law, log_w, last)
@@ -98,8 +96,10 @@ def _draft_probs(draft: Draft, vocab_size: int) -> Array:
   """Returns q of every slot, f32[B,N,V]; one-hot where it is a point."""
   law = draft.draft_law
   shape = draft.tokens.shape
+  point = jax.nn.one_hot(draft.tokens, vocab_size, dtype=jnp.float32)
+  if law is None:
+    return point
   if draft.law_row is not None:
     law = law.at(jnp.broadcast_to(draft.law_row, shape))
-  point = jax.nn.one_hot(draft.tokens, vocab_size, dtype=jnp.float32)
   fixed = jnp.broadcast_to(chains.is_point(draft), shape)
   return jnp.where(fixed[..., None], point, law.probs)

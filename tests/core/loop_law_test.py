@@ -19,7 +19,7 @@ import pytest
 from scipy import stats
 import toys
 
-from specjax.core import control, keys, loop, types
+from specjax.core import control, keys, loop
 from specjax.core.keys import Purpose
 from specjax.core.round import Engine
 from specjax.core.types import Models
@@ -48,21 +48,6 @@ SMALL = SmallLM(num_speculative_tokens=3, model=LM)
 STOPS = dataclasses.replace(SMALL, confidence_threshold=0.5)
 # Drafts, gives up, probes: with these prices rows go on and off.
 ON_AND_OFF = control.Tracking(draft_cost=0.15, decay=0.6, probe_every=2)
-
-
-@dataclasses.dataclass(frozen=True)
-class ByRow:
-  """Runs several rules in one program; `condition['rule']` says which."""
-
-  rules: tuple
-
-  def verify(self, params, context, draft, scores):
-    verdict = self.rules[0].verify(params, context, draft, scores)
-    for i, rule in enumerate(self.rules[1:], 1):
-      verdict = types.select_rows(
-          context.condition['rule'] == i,
-          rule.verify(params, context, draft, scores), verdict)
-    return verdict
 
 
 def make_context(seed: int, num_rules: int = 1, names=FEW, rows: int = ROWS):
@@ -218,7 +203,7 @@ FAULTY = (DraftNoiseAgain(), BlockByPosition(), WrongPosition())
 
 def run_case(drafter, rules, names=FEW, target=LM):
   """Decodes rows of each rule: {rule: (three tokens, rows)}, and the state."""
-  engine = Engine(target=target, drafter=drafter, verifier=ByRow(rules))
+  engine = Engine(target=target, drafter=drafter, verifier=toys.ByRow(rules))
   state = decode(engine, PARAMS, make_context(1, len(rules), names))
   made = first_three(state)
   return [made[i * ROWS:(i + 1) * ROWS] for i in range(len(rules))], state
@@ -273,7 +258,7 @@ def test_law_with_other_drafters(case):
 
 def test_plain_decoding_and_shared_keys():
   """No drafts, all options; and rows that share a key are found out."""
-  engine = Engine(LM, Null(0), ByRow((Match(), Block())))
+  engine = Engine(LM, Null(0), toys.ByRow((Match(), Block())))
   context = make_context(2, 2, ALL)
   made = first_three(decode(engine, PARAMS, context))
   for rows in (made[:ROWS], made[ROWS:]):
