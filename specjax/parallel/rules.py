@@ -69,6 +69,21 @@ def put(tree: Any, shardings: Any) -> Any:
   return jax.tree.map(one, tree, shardings)
 
 
+def on_mesh(tree: Any, mesh: Mesh) -> Any:
+  """Replicates what lives elsewhere (a drafter that was loaded apart).
+
+  The compiled loop would copy it to the mesh at every call.
+  """
+  everywhere = NamedSharding(mesh, P())
+  devices = set(mesh.devices.flat)
+
+  def one(x):
+    if isinstance(x, jax.Array) and x.sharding.device_set == devices:
+      return x
+    return put(x, everywhere)
+  return jax.tree.map(one, tree)
+
+
 def fetch(tree: Any) -> Any:
   """Returns host copies of global arrays, on every process."""
   def one(x):

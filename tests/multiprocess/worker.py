@@ -31,7 +31,7 @@ def main(index: int, count: int, port: int, out: pathlib.Path) -> None:
   prompts.append(specjax.Prompt(id='talk', turns=('hi', 'and?')))
   options = [
       specjax.Sampling(max_new_tokens=3 + i, temperature=0.8 * (i % 2),
-                       seed=i, stop=('q', 'e'), log_probs=True)
+                       seed=i, stop=('bb', 'q'), log_probs=True)
       for i in range(12)]
   pieces: list[str] = []
   results = specjax.generate(

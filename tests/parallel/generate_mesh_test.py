@@ -108,6 +108,8 @@ def test_rows_and_heads_on_a_mesh_with_a_drafter_off_it(plain):
   for leaf in (state.context.tokens, state.context.keys, state.context.done,
                state.metrics.histogram, state.drafter['model']['cache']):
     assert has(leaf, mesh, 'data'), leaf
+  for leaf in jax.tree.leaves(decoder.params.drafter):
+    assert has(leaf, mesh)  # once, not at every call
   check_collectives(decoder)
 
 
