@@ -22,7 +22,7 @@ def speculative(**values) -> config_dict.ConfigDict:
       method=_STR, num_speculative_tokens=_INT, prompt_lookup_min=_INT,
       prompt_lookup_max=_INT, prefer=_STR, max_ngram=_INT, model=_STR,
       draft_confidence_threshold=_FLOAT, draft_len_schedule=_STR,
-      exact_shape=bool, draft_cost=_FLOAT)
+      exact_shape=bool, draft_cost=_FLOAT, widths=tuple)
   return _section(types, values)
 
 

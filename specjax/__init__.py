@@ -8,7 +8,9 @@ from specjax.host.load import Model, load, random_model, save
 from specjax.host.results import Results
 from specjax.io.options import Sampling
 from specjax.io.prompts import Prompt
+from specjax.models.transformer import TransformerConfig
 from specjax.version import __version__
 
-__all__ = ['Model', 'Prompt', 'Results', 'Sampling', '__version__',
-           'generate', 'load', 'random_model', 'save']
+__all__ = [
+    'Model', 'Prompt', 'Results', 'Sampling', 'TransformerConfig',
+    '__version__', 'generate', 'load', 'random_model', 'save']

@@ -7,11 +7,32 @@ os.environ['JAX_NUM_CPU_DEVICES'] = '8'
 os.environ.setdefault('JAX_THREEFRY_PARTITIONABLE', 'true')
 
 import pathlib  # noqa: E402
+import subprocess  # noqa: E402
 import sys  # noqa: E402
 
 import pytest  # noqa: E402
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # toys
+
+
+@pytest.fixture(scope='session')
+def command(tmp_path_factory):
+  """Returns a function that starts a program of the library.
+
+  One compilation cache for all of them; a single device.
+  """
+  root = pathlib.Path(__file__).parents[1]
+  environment = {
+      **os.environ, 'PYTHONPATH': str(root),
+      'SPECJAX_CACHE': str(tmp_path_factory.mktemp('cache')),
+      'JAX_NUM_CPU_DEVICES': '1'}
+
+  def start(module: str, *arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, '-m', module, *map(str, arguments)], cwd=root,
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True)
+  return start
 
 
 @pytest.fixture(scope='session')

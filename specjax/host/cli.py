@@ -80,9 +80,12 @@ def run(main: Callable[[], int | None]) -> None:
     try:
       return app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError, ValueError, TypeError) as error:
-      # A config key or value; a KeyError's text is quoted.
-      print(f'error: {error.args[0] if error.args else error}',
-            file=sys.stderr)
+      # A config key or value. An AttributeError may hold the KeyError, whose
+      # text is quoted.
+      text: Any = error
+      while isinstance(text, BaseException) and text.args:
+        text = text.args[0]
+      print(f'error: --config: {text}'.replace('\n', ' '), file=sys.stderr)
       sys.exit(1)
 
   app.run(wrapped, flags_parser=parse)

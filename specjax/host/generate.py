@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-import operator
 import time
 from typing import Any
 import warnings
@@ -15,6 +14,7 @@ from specjax.drafters import Null, SmallLM
 from specjax.host import methods
 from specjax.host import requests as requests_lib
 from specjax.host.decoder import Decoder, Progress
+from specjax.host.dialogue import Dialogue
 from specjax.host.load import Model
 from specjax.host.requests import Request, Result
 from specjax.host.results import Results
@@ -79,7 +79,7 @@ def generate(
          rounds_per_chunk=rounds_per_chunk)
   drafter, drafter_params = _drafter(drafter, drafter_params, target)
   dialogues = [
-      _Dialogue(target, prompt, one, index, seed)
+      Dialogue(target, prompt, one, index, seed)
       for index, (prompt, one) in enumerate(zip(prompts, samplings))]
   first = [r for d in dialogues for r in d.first()]
   rule = choose_rule(verify, drafter, samplings)
@@ -221,88 +221,3 @@ def _prefill_chunk(target: Model, first: Sequence[Request]) -> int:
   while chunk < min(longest, target.lm.chunk):
     chunk *= 2
   return min(chunk, target.lm.chunk)
-
-
-class _Dialogue:
-  """A prompt's requests: samples, and the turns that follow an answer."""
-
-  def __init__(self, target, prompt, sampling, index, seed):
-    self.target, self.sampling, self.index = target, sampling, index
-    # A request's key must not depend on which other prompts are in the run.
-    self.seed = sampling.seed
-    if self.seed is None:
-      self.seed = (seed * 0x9E3779B97F4A7C15 + index) % 2**63
-    self.id, self.turns, self.head = self._parse(prompt, index)
-    self.said: dict[int, list[dict[str, str]]] = {}
-
-  def _parse(self, prompt, index):
-    """Returns `(id, user turns, messages or tokens before the first)`."""
-    if isinstance(prompt, Prompt):
-      if prompt.turns is not None:
-        return prompt.id, list(prompt.turns), []
-      if prompt.messages is not None:
-        return prompt.id, [], list(prompt.messages)
-      return prompt.id, [], prompt.text
-    if isinstance(prompt, str):
-      return str(index), [], prompt
-    try:
-      prompt = list(prompt)
-      if prompt and isinstance(prompt[0], Mapping):
-        return str(index), [], prompt
-      return str(index), [], tuple(operator.index(t) for t in prompt)
-    except TypeError as error:
-      raise ValueError(
-          f'prompt {index}: must be a string, a list of messages, a list of '
-          f'token ids or a Prompt, found {prompt!r:.60}') from error
-
-  def first(self) -> list[Request]:
-    """Returns the requests of the first turn, one per sample."""
-    head = self.head
-    if self.turns:
-      head = [{'role': 'user', 'content': self.turns[0]}]
-    out = []
-    for stream in range(self.sampling.n):
-      if isinstance(head, list):
-        self.said[stream] = list(head)
-      out.append(self._request(head, stream, turn=0))
-    return out
-
-  def next(self, result: Result) -> Request | None:
-    """Returns the request of the next turn, or None."""
-    turn = result.request.turn + 1
-    if turn >= len(self.turns):
-      return None
-    stream = result.request.stream
-    self.said[stream] += [
-        {'role': 'assistant', 'content': result.text},
-        {'role': 'user', 'content': self.turns[turn]}]
-    return self._request(self.said[stream], stream, turn)
-
-  def longest(self) -> int:
-    """Returns an upper bound of the tokens that a slot must hold."""
-    new = self.sampling.max_new_tokens
-    total = max(len(r.tokens) for r in self.first()) + new
-    for text in self.turns[1:]:
-      turn = self._tokens([{'role': 'user', 'content': text}])
-      # A decoded answer may be encoded into a few more tokens than it had.
-      total += len(turn) + new + new // 4 + 8
-    return total
-
-  def _request(self, head, stream: int, turn: int) -> Request:
-    return Request(
-        id=self.id if turn == 0 else f'{self.id}.{turn}',
-        tokens=tuple(self._tokens(head)), sampling=self.sampling,
-        seed=self.seed, stream=stream, prompt_index=self.index, turn=turn)
-
-  def _tokens(self, head) -> Sequence[int]:
-    if isinstance(head, tuple):
-      return head
-    tokenizer = self.target.tokenizer
-    if tokenizer is None:
-      raise ValueError('this model has no tokenizer: give token ids')
-    if isinstance(head, list):
-      text = tokenizer.apply_chat_template(head, add_generation_prompt=True)
-      return tokenizer.encode(text, add_bos=False)
-    return tokenizer.encode(head)
-
-

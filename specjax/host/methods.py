@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import numbers
 from typing import Any
@@ -23,7 +23,7 @@ _ALIASES = {
 _METHODS = {'ngram_gpu': 'ngram', 'prompt_lookup': 'ngram', 'lookup': 'ngram',
             'none': 'null', 'iad': 'input_guided'}
 _SHARED = {'method', 'num_speculative_tokens', 'draft_len_schedule',
-           'exact_shape', 'draft_cost'}
+           'exact_shape', 'draft_cost', 'widths'}
 _KEYS = {
     'null': set(),
     'ngram': {'prompt_lookup_min', 'prompt_lookup_max', 'prefer'},
@@ -32,11 +32,13 @@ _KEYS = {
 }
 _TYPES: dict[str, Any] = {
     'method': str, 'num_speculative_tokens': int, 'draft_len_schedule': str,
-    'exact_shape': bool, 'draft_cost': numbers.Real, 'prompt_lookup_min': int,
-    'prompt_lookup_max': int, 'prefer': str, 'max_ngram': int, 'model': str,
+    'exact_shape': bool, 'draft_cost': numbers.Real, 'widths': Sequence,
+    'prompt_lookup_min': int, 'prompt_lookup_max': int, 'prefer': str,
+    'max_ngram': int, 'model': (str, Model),
     'draft_confidence_threshold': numbers.Real}
 _TYPE_NAMES = {str: 'a string', int: 'an integer', bool: 'true or false',
-               numbers.Real: 'a number'}
+               numbers.Real: 'a number', Sequence: 'a list of integers',
+               (str, Model): 'a source or a Model'}
 _SCHEDULES = ('constant', 'heuristic', 'confidence', 'tracking')
 
 
@@ -51,16 +53,19 @@ def build(
       'input_guided'), `num_speculative_tokens`, `prompt_lookup_min/max`,
       `model`; and `draft_len_schedule` ('constant', 'heuristic',
       'confidence', 'tracking'), `draft_confidence_threshold`,
-      `exact_shape`, `draft_cost`, `prefer`, `max_ngram`.
+      `exact_shape`, `widths` (block widths compiled beside K when
+      `exact_shape` is false), `draft_cost`, `prefer`, `max_ngram`. With
+      `model` and no `method` the method is 'draft_model', as in vLLM.
     target: the model that will verify.
-    load: loads `config['model']`; only needed for 'draft_model'.
+    load: loads `config['model']` when that is a source, not a `Model`.
 
   Raises:
     ValueError: unknown key, method or schedule; vocabularies that differ.
   """
   config = {_ALIASES.get(k, k): v for k, v in dict(config).items()
             if v is not None}
-  method = config.get('method', 'ngram')
+  method = config.get(
+      'method', 'draft_model' if 'model' in config else 'ngram')
   method = _METHODS.get(str(method), method)
   if method not in list(_KEYS):  # a list: what is not hashable is unknown too
     raise ValueError(f"speculative method {config['method']!r}: known are "
@@ -96,9 +101,11 @@ def _plain(method: str, config: dict[str, Any], target: Model, load):
     return Lookup(**kwargs), None
   if method == 'input_guided':
     return InputGuided(**kwargs), None
-  if 'model' not in kwargs or load is None:
+  model = kwargs.pop('model', None)
+  if isinstance(model, str) and load is not None:
+    model = load(model)
+  if not isinstance(model, Model):
     raise ValueError("method 'draft_model' needs 'model'")
-  model = load(kwargs.pop('model'))
   lm = draft_lm(target, model)
   threshold = kwargs.pop('draft_confidence_threshold', 0.0)
   drafter = SmallLM(model=lm, confidence_threshold=threshold, **kwargs)
@@ -125,7 +132,9 @@ def _scheduled(drafter: Any, config: dict[str, Any]) -> Any:
   controller = controllers[schedule]
   if not exact and isinstance(drafter, SmallLM):
     drafter = drafter.resyncing()
-  return Adaptive(drafter, controller, exact_shape=exact)
+  num = drafter.topology.num_nodes
+  widths = tuple(config.get('widths') or {0, 1, num // 2} - {num})
+  return Adaptive(drafter, controller, exact_shape=exact, widths=widths)
 
 
 def draft_lm(target: Model, drafter: Model) -> Any:

@@ -33,6 +33,8 @@ class Prompt:
     messages: a conversation that ends before the answer to generate.
     text: plain text to continue, without a chat template.
     reference: known good answers, if the row has any.
+    source: the part of the text that input-guided drafting copies from; the
+      whole prompt if None.
   """
 
   id: str
@@ -41,6 +43,7 @@ class Prompt:
   messages: tuple[Mapping[str, Any], ...] | None = None
   text: str | None = None
   reference: tuple[str, ...] | None = None
+  source: str | None = None
 
 
 def read(

@@ -5,7 +5,6 @@ drawn from); comparing caches with a feed from scratch does.
 """
 
 import dataclasses
-import functools
 import re
 
 import jax
@@ -17,7 +16,7 @@ import toys
 from specjax.core import control, loop
 from specjax.core.round import Engine
 from specjax.core.types import Models
-from specjax.drafters import Adaptive, Lookup, Null, SmallLM
+from specjax.drafters import Adaptive, Null, SmallLM
 from specjax.models import weights
 from specjax.models.attention import Block as Slots
 from specjax.models.causal import CausalLM
@@ -87,9 +86,8 @@ def difference(cache, params, context, until) -> float:
 def audit(engine, num_rounds: int = 30):
   """Runs round by round: the worst error of either cache, and the state."""
   state = begin(engine, make_context())
-  worst, seen = [0.0, 0.0], set()
+  worst = [0.0, 0.0]
   for _ in range(num_rounds):
-    rounds = np.asarray(state.context.rounds).max()
     root = np.asarray(state.context.root)
     context = jax.tree.map(jnp.array, state.context)  # donated below
     worst[0] = max(worst[0], difference(
@@ -104,7 +102,6 @@ def audit(engine, num_rounds: int = 30):
     if np.asarray(state.context.done).all():
       break
     state = RUN(engine, PARAMS, state, np.int32(1))
-    seen.add(rounds)
   return worst, state
 
 
@@ -143,8 +140,7 @@ class ForgetsLast(SmallLM):
 
   def propose(self, params, state):
     position = state.context.root - 1
-    broken = jax.tree.map(lambda x: x, state)
-    draft, new = super().propose(params, broken)
+    draft, new = super().propose(params, state)
     put = jax.vmap(lambda x, old, i: x.at[:, i].set(old[:, i]))
     cache = tuple(
         {k: put(layer[k], old[k], position) for k in layer}
@@ -170,15 +166,13 @@ class OneSlotOff(CausalLM):
 def test_the_audit_sees_planted_faults():
   """A drafter that misses a token, and a target that is one slot off."""
   forgets = ForgetsLast(num_speculative_tokens=NUM, model=TINY)
-  worst, _ = audit(Engine(TINY, forgets, Block()))
-  assert worst[0] < CLOSE and worst[1] > WRONG
-  worst, _ = audit(Engine(OneSlotOff(CONFIG, chunk=32), SMALL, Block()))
-  assert worst[0] > WRONG
+  off = OneSlotOff(CONFIG, chunk=32)
+  worst, _ = audit(Engine(off, forgets, Block()))
+  assert min(worst) > WRONG
 
 
-@functools.cache
 def matched(drafter):
-  """Returns (tokens, log-probabilities) of sample-and-match, as bytes."""
+  """Returns (tokens, log-probabilities) of sample-and-match."""
   engine = Engine(TINY, drafter, Match())
   state = RUN(engine, PARAMS, begin(engine, make_context(True)),
               np.int32(99))
@@ -189,26 +183,49 @@ def matched(drafter):
       context.log_probs['processed'])]
 
 
-@pytest.mark.parametrize('drafter', [SMALL, Lookup(NUM)], ids=['small', 'ngram'])
-def test_scores_are_the_same_bits_for_any_drafter(drafter):
+def test_scores_are_the_same_bits_for_any_drafter():
   """Separate compilations, one block shape: tokens and log-probabilities."""
-  for got, want in zip(matched(drafter), matched(Null(NUM))):
+  for got, want in zip(matched(SMALL), matched(Null(NUM))):
     np.testing.assert_array_equal(got, want)
 
 
-@pytest.mark.parametrize('batch', [2, 4])
-@pytest.mark.parametrize('drafter', [SMALL, Lookup(NUM)], ids=['small', 'ngram'])
-def test_compiled_loop_donates_and_copies_no_cache(drafter, batch):
-  """Each cache array is updated where it lies, in every round."""
+def compiled_text(drafter, batch: int):
+  """Returns the compiled loop as text, and its state."""
   engine = Engine(TINY, drafter, Speculative())
   context = make_context(prompts=PROMPTS[:batch], size=64)
   state = loop.empty(engine, jax.tree.map(jnp.array, context))
-  text = RUN.lower(engine, PARAMS, state, np.int32(3)).compile().as_text()
+  lowered = RUN.lower(engine, PARAMS, state, np.int32(3))
+  return lowered.compile().as_text(), state
+
+
+def copies(text: str, state) -> int:
+  """Counts copies of a cache array, those of the entry (once) apart."""
   shape = ','.join(str(n) for n in state.target['cache'][0]['k'].shape)
-  # Copies inside the loop; those of the entry computation happen once.
-  entry = text.index('ENTRY')
-  copies = re.findall(rf'f32\[{shape}\]\S* copy\(', text[:entry])
-  assert not copies, f'{len(copies)} copies of the cache a round'
+  return len(re.findall(
+      rf'f32\[{shape}\]\S* copy\(', text[:text.index('ENTRY')]))
+
+
+@pytest.mark.parametrize('batch', [2, 4])
+def test_compiled_loop_donates_and_copies_no_cache(batch):
+  """Each cache array is updated where it lies, in every round."""
+  text, state = compiled_text(SMALL, batch)
+  assert copies(text, state) == 0
   aliased = re.search(r'input_output_alias=\{(.*?)\}, entry', text, re.S)
   num_leaves = len(jax.tree.leaves(state))
-  assert aliased and aliased.group(1).count('alias') >= num_leaves - 1
+  assert aliased and aliased.group(1).count('alias') >= num_leaves
+
+
+@pytest.mark.xfail(strict=True, reason='a scatter of one entry becomes a '
+                   'slice update that XLA duplicates, and copies for')
+def test_one_row_and_one_token_copies_no_cache():
+  """Plain decoding of one row, and each draft of a small LM."""
+  assert copies(*compiled_text(Null(0), 1)) == 0
+
+
+@pytest.mark.xfail(strict=True, reason='XLA copies what a conditional in a '
+                   'loop passes through')
+def test_block_widths_copy_no_cache():
+  """A switch over block widths (`exact_shape=False`)."""
+  rule = control.Tracking()
+  drafter = Adaptive(SMALL, rule, exact_shape=False, widths=(0,))
+  assert copies(*compiled_text(drafter, 2)) == 0

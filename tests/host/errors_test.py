@@ -1,0 +1,236 @@
+"""Bad input of every kind: what is said, and what is left behind."""
+
+import dataclasses
+import re
+import signal
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toy_text
+
+from specjax import Prompt, Sampling, generate
+from specjax.drafters import Lookup, Null
+from specjax.host import cli, memory, methods, tiny
+from specjax.io import output, prompts
+from specjax.io.errors import OutputError, PromptError
+
+MODEL = toy_text.model()
+NAMELESS = dataclasses.replace(MODEL, tokenizer=None)
+ONE = Sampling(temperature=1.0)
+
+
+@pytest.mark.parametrize('field, value, allowed', [
+    ('temperature', -0.1, '>= 0 and finite'),
+    ('temperature', float('nan'), '>= 0 and finite'),
+    ('temperature', 'hot', '>= 0 and finite'),
+    ('temperature', True, '>= 0 and finite'),
+    ('top_k', -2, 'an integer >= 0'), ('top_k', 1.5, 'an integer >= 0'),
+    ('top_k', 2**31, 'an integer >= 0'), ('top_k', None, 'an integer >= 0'),
+    ('top_p', 0.0, 'in (0, 1]'), ('top_p', 1.1, 'in (0, 1]'),
+    ('min_p', -0.1, 'in [0, 1]'), ('min_p', 1.1, 'in [0, 1]'),
+    ('repetition_penalty', 0, '> 0 and finite'),
+    ('presence_penalty', float('inf'), 'finite'),
+    ('frequency_penalty', float('nan'), 'finite'),
+    ('max_new_tokens', 0, 'an integer >= 1'),
+    ('max_new_tokens', 2.5, 'an integer >= 1'),
+    ('max_new_tokens', 2**31, 'an integer >= 1'),
+    ('min_new_tokens', 129, 'in [0, max_new_tokens=128]'),
+    ('seed', -1, 'in [0, 9223372036854775807]'),
+    ('seed', 2**63, 'in [0, 9223372036854775807]'),
+    ('seed', 0.5, 'in [0, 9223372036854775807]'),
+    ('n', 0, 'an integer >= 1'), ('n', 1.5, 'an integer >= 1'),
+    ('stop', 'end', 'a tuple of non-empty strings'),
+    ('stop', ('',), 'a tuple of non-empty strings'),
+    ('stop', (3,), 'a tuple of non-empty strings'),
+    ('allowed_ids', (), 'a non-empty tuple'),
+    ('banned_ids', (1.5,), 'a tuple of token ids'),
+    ('banned_ids', 7, 'a tuple of token ids'),
+    ('logit_bias', {3: float('inf')}, 'finite numbers, or to -inf'),
+    ('logit_bias', {3: float('nan')}, 'finite numbers, or to -inf'),
+    ('logit_bias', {'3': 1.0}, 'token ids to finite')])
+def test_sampling_options_out_of_range(field, value, allowed):
+  with pytest.raises(ValueError, match=f'{field}=.*{re.escape(allowed)}'):
+    Sampling(**{field: value})
+
+
+EVERYTHING = tuple(range(toy_text.VOCAB))
+
+
+@pytest.mark.parametrize('said, target, drafter, asked, kwargs', [
+    ('no prompts', MODEL, None, [], {}),
+    ('must be a list', MODEL, None, 'text', {}),
+    ('must be a list', MODEL, None, Prompt(id='a', text='a'), {}),
+    ('prompt 1: must be a string, a list of mess.*found 3', MODEL, None,
+     ['a', 3], {}),
+    ('prompt 0: must be.*token ids.*2.5', MODEL, None, [[1, 2.5]], {}),
+    ('prompt 0: no tokens', MODEL, None, ['', 'a'], {}),
+    (r'prompt 1: token ids \[264, -1\]: must be in \[0, 264\)', MODEL, None,
+     ['a', [1, 264, -1]], {}),
+    ('prompt 1: 70 tokens, 7 more than the capacity of 64', MODEL, None,
+     ['a', 'b' * 70], {'capacity': 64}),
+    ('2 sampling options for 3 prompts', MODEL, None, ['a'] * 3,
+     {'sampling': [ONE] * 2}),
+    ('batch_size=0: must be an integer >= 1', MODEL, None, ['a'],
+     {'batch_size': 0}),
+    ('capacity=-5: must be', MODEL, None, ['a'], {'capacity': -5}),
+    ('rounds_per_chunk=0: must be', MODEL, None, ['a'],
+     {'rounds_per_chunk': 0}),
+    ('no tokenizer: give token ids', NAMELESS, None, ['a'], {}),
+    ('stop strings need a tokenizer', NAMELESS, None, [[1]],
+     {'sampling': Sampling(stop=('x',))}),
+    (r'token ids \[264\].*must be in \[0, 264\)', MODEL, None, ['a'],
+     {'sampling': Sampling(banned_ids=(1, 264))}),
+    ('leave nothing of the vocabulary', MODEL, None, ['a'],
+     {'sampling': Sampling(banned_ids=EVERYTHING)}),
+    ('min_new_tokens.*leave nothing of allowed_ids', MODEL, None, ['a'],
+     {'sampling': Sampling(allowed_ids=(256,), min_new_tokens=1)}),
+    ('num_speculative_tokens=-1: Null needs >= 0', MODEL,
+     {'method': 'null', 'num_speculative_tokens': -1}, ['a'], {}),
+    ('num_speculative_tokens=0: Lookup needs >= 1', MODEL,
+     {'num_speculative_tokens': 0}, ['a'], {}),
+    ("num_speculative_tokens='7': must be an integer", MODEL,
+     {'num_speculative_tokens': '7'}, ['a'], {}),
+    (r"keys \['topk'\] are unknown for method 'ngram'; known are.*prefer",
+     MODEL, {'topk': 1}, ['a'], {}),
+    ("method 'eagle9': known are draft_model.*ngram", MODEL,
+     {'method': 'eagle9'}, ['a'], {}),
+    (r"method \['ngram'\]: known are", MODEL, {'method': ['ngram']}, ['a'],
+     {}),
+    ("draft_len_schedule='x': known are constant", MODEL,
+     {'draft_len_schedule': 'x'}, ['a'], {}),
+    ("needs a drafter that reports", MODEL,
+     {'draft_len_schedule': 'confidence'}, ['a'], {}),
+    ("drafter='ngram': must be a drafter such as", MODEL, 'ngram', ['a'], {}),
+    ('drafter=.*Lookup.*: must be a drafter such', MODEL, Lookup, ['a'], {}),
+    ("'block' needs the law", MODEL, Lookup(3), ['a'],
+     {'verify': 'block', 'sampling': ONE}),
+    ("'greedy' is exact at temperature 0 only", MODEL, Lookup(3), ['a'],
+     {'verify': 'greedy', 'sampling': ONE}),
+    ("verify='nope': known are block", MODEL, None, ['a'],
+     {'verify': 'nope'})])
+def test_what_generate_refuses(said, target, drafter, asked, kwargs):
+  with pytest.raises(ValueError, match=said):
+    generate(target, drafter, asked, **kwargs)
+
+
+def test_drafts_longer_than_the_target_takes_at_once():
+  model = tiny.model(num_layers=1)  # takes 64
+  with pytest.raises(ValueError, match='65 tokens in one call, but chunk=64:'
+                                       ' raise chunk, or draft fewer'):
+    generate(model, Null(64), ['a'], Sampling(max_new_tokens=2))
+
+
+def test_vocabularies_that_differ():
+  other = tiny.tokenizer()
+  other._backend.add_tokens(['<more>'])
+  drafter = toy_text.model(1, name='small', tokenizer=other)
+  with pytest.raises(ValueError, match=(
+      "toy-0 and small differ: .*from id 257 on .*'<more>'.*use a drafter "
+      "of the target's family, or method 'ngram'")):
+    generate(MODEL, drafter, ['a'])
+  lm = dataclasses.replace(MODEL.lm, vocab_size=300)
+  bigger = dataclasses.replace(MODEL, name='big', lm=lm)
+  with pytest.raises(ValueError, match='toy-0 scores 264 tokens and big 300'):
+    methods.check_vocabularies(MODEL, bigger)
+
+
+def test_a_run_that_does_not_fit_is_refused_before_it_is_compiled(
+    monkeypatch):
+  monkeypatch.setattr(memory, 'device_limit', lambda device: 1000)
+  with pytest.raises(MemoryError, match=(
+      r'needs about .* GiB a device \(parameters .* for 2 rows of 192 tokens'
+      '.*lower the batch size')):
+    generate(MODEL, None, ['a', 'b'])
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+def test_logits_that_are_no_numbers(bad):
+  table = MODEL.params['now']
+  spoilt = {**MODEL.params, 'now': table.at[40].set(bad)}
+  model = dataclasses.replace(MODEL, params=spoilt)
+  # Row 1 says 40 as its third token, so that round 3 finds the numbers.
+  options = [Sampling(max_new_tokens=9, logit_bias={7: 99.0})] * 2
+  third = Sampling(max_new_tokens=9, min_new_tokens=1, logit_bias={40: 99.0})
+  done = []
+  with pytest.raises(FloatingPointError, match=(
+      r'request bad \(row 0\): NaN or infinite logits in round 1')):
+    generate(model, None, [Prompt(id='bad', text='ab'), 'cd', 'ef'],
+             [third, *options], on_result=done.append, batch_size=3)
+  assert not done
+  # A neighbour that ends in the same chunk of rounds is not lost.
+  short = Sampling(max_new_tokens=2, logit_bias={7: 99.0})
+  with pytest.raises(FloatingPointError, match='request bad'):
+    generate(model, None, [Prompt(id='bad', text='ab'), 'cd', 'ef'],
+             [third, short, short], on_result=done.append, batch_size=3)
+  assert [r.request.id for r in done] == ['1', '2']
+
+
+def test_prompt_files(tmp_path):
+  path = tmp_path / 'prompts.jsonl'
+  path.write_bytes(b'')
+  with pytest.raises(PromptError, match='prompts.jsonl: no prompts: the file'):
+    prompts.read(path)
+  path.write_bytes(b'{"prompt": "a"}\n{"prompt": "\xff"}\n{oops}\n')
+  with pytest.raises(PromptError, match=r'jsonl:2: not valid UTF-8'):
+    prompts.read(path)
+
+
+def test_speculative_flag_and_sampling_section():
+  config = cli.config_dict.ConfigDict({'method': 'ngram', 'model': None})
+  assert cli.speculative(config, None) == {'method': 'ngram'}
+  assert cli.speculative(config, '{"a": 1}') == {'a': 1}
+  for text, said in (('{', 'not JSON'), ('[]', 'a JSON object'),
+                     ('null', 'a JSON object')):
+    with pytest.raises(ValueError, match=f'--speculative_config.*{said}'):
+      cli.speculative(config, text)
+  with pytest.raises(ValueError, match='config.sampling.topk: unknown; kno'):
+    cli.sampling(cli.config_dict.ConfigDict({'topk': 1}))
+
+
+def test_a_folder_that_cannot_be(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(OutputError, match='--out=.*file/x: cannot write there'):
+    output.prepare(tmp_path / 'file' / 'x')
+
+
+TINY = ('specjax.sample', '--config', 'configs/quickstart.py:tiny', '--out')
+
+
+@pytest.mark.parametrize('arguments, said', [
+    (['{}', '--config.sampling.temprature=1'], 'temprature.*temperature'),
+    (['{}', '--config.sampling.top_k=many'], 'top_k=many'),
+    (['{}', '--config.sampling.top_p=2'], r'top_p=2.0: must be in \(0, 1\]'),
+    (['{}/file/out'], 'file/out: cannot write there')])
+def test_the_command_line_says_it_in_a_line(
+    command, tmp_path, arguments, said):
+  (tmp_path / 'file').write_text('')
+  process = command(*TINY, *(a.format(tmp_path) for a in arguments))
+  out, err = process.communicate(timeout=120)
+  assert process.returncode == 1 and not out
+  assert re.search(said, err), err
+  assert 'Traceback' not in err and 'compil' not in err
+  assert [p.name for p in tmp_path.iterdir()] == ['file']
+
+
+def test_ctrl_c_keeps_what_is_finished(command, tmp_path):
+  lines = tmp_path / 'prompts.txt'
+  lines.write_text('\n'.join(f'prompt {i}' for i in range(3000)))
+  out = tmp_path / 'out'
+  process = command(
+      *TINY, out, f'--config.prompts={lines}', '--config.batch_size=1',
+      '--config.sampling.max_new_tokens=64', '--config.stream=False')
+  partial = out / 'samples.jsonl.partial'
+  until = time.monotonic() + 240
+  while time.monotonic() < until and not (
+      partial.exists() and partial.read_text().count('\n') > 3):
+    assert process.poll() is None, process.communicate()
+    time.sleep(0.1)
+  process.send_signal(signal.SIGINT)
+  _, err = process.communicate(timeout=60)
+  assert process.returncode == 130, err
+  assert err.strip().endswith('interrupted') and 'Traceback' not in err
+  assert [p.name for p in out.iterdir()] == ['samples.jsonl']
+  rows = (out / 'samples.jsonl').read_text().splitlines()
+  assert 3 < len(rows) < 3000
