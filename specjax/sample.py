@@ -55,10 +55,9 @@ def main() -> int:
   quiet = quiet or not is_first
   shown = Shown(quiet or not config.stream)
   status = cli.StatusLine(quiet)
-  if is_first:  # of an earlier run into the same folder
-    (out / 'summary.json').unlink(missing_ok=True)
-  samples = out / 'samples.jsonl' if is_first else None
-  with output.JsonLines(samples) as file:
+  with output.JsonLines(
+      out / 'samples.jsonl' if is_first else None,
+      outdated=[out / 'summary.json']) as file:
     results = specjax.generate(
         target, drafter, prompts, options, drafter_params=drafter_params,
         on_text=shown.text, on_progress=status,

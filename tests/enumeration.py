@@ -21,11 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy_law
-import toys
 
 from specjax.core import keys, pipeline, tree, types
 from specjax.core import law as law_lib
 from specjax.core.round import emitted
+import toys
 
 # The text before the drafts: penalties have something to look at.
 PROMPT, OUTPUT = [1, 0], [1]

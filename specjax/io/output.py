@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import json
 import os
 from pathlib import Path
@@ -48,12 +49,15 @@ def write_json(path: Path, value: Any) -> None:
 class JsonLines:
   """Collects rows; each is on disk at once, the file appears at `close`.
 
-  A run that is interrupted still closes, so finished rows are kept. Without
-  a path nothing is kept: one process of a distributed run writes.
+  A run that is interrupted still closes, so finished rows are kept; one that
+  fails before its first row leaves everything as it was. Without a path
+  nothing is kept: one process of a distributed run writes.
   """
 
-  def __init__(self, path: Path | None):
-    self._path = path
+  def __init__(self, path: Path | None, outdated: Sequence[Path] = ()):
+    """Begins a file at `path`, whose appearance makes others `outdated`."""
+    self._path, self._outdated = path, outdated
+    self._any = False
     partial = Path(os.devnull)
     if path is not None:
       partial = path.with_name(path.name + '.partial')
@@ -61,6 +65,7 @@ class JsonLines:
 
   def write(self, row: dict[str, Any]) -> None:
     """Appends a row."""
+    self._any = True
     self._file.write(json.dumps(row, ensure_ascii=False) + '\n')
     self._file.flush()
 
@@ -69,10 +74,21 @@ class JsonLines:
     if not self._file.closed:
       self._file.close()
       if self._path is not None:
+        for path in self._outdated:
+          path.unlink(missing_ok=True)
         os.replace(self._file.name, self._path)
+
+  def discard(self) -> None:
+    """Leaves no trace."""
+    self._file.close()
+    if self._path is not None:
+      os.unlink(self._file.name)
 
   def __enter__(self):
     return self
 
-  def __exit__(self, *unused):
-    self.close()
+  def __exit__(self, kind, *unused):
+    if kind is not None and not self._any:
+      self.discard()
+    else:
+      self.close()

@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specjax.io import gguf
 from specjax.io.errors import FormatError
 from specjax.models import transformer
 from specjax.models.transformer import TransformerConfig
@@ -303,8 +302,11 @@ def _attention(
   order = (c.num_heads, c.num_kv_heads) if is_llama and not is_hf else ()
 
   def join(*qkv: np.ndarray) -> np.ndarray:  # -> [G,Q+2,H,...]
-    turned = [gguf.unpermute(w, n)
-              for w, n in zip(qkv, order, strict=False)]
+    turned = []
+    if order:
+      from specjax.io import gguf  # with its library, which others do without
+      turned = [gguf.unpermute(w, n)
+                for w, n in zip(qkv, order, strict=False)]
     return np.concatenate([
         w.reshape(c.num_kv_heads, -1, head, *w.shape[1:])
         for w in (*turned, *qkv[len(turned):])], axis=1)

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import toys
 
 from specjax.core import control, tree, types
+import toys
 
 
 def make_round(valid, count, confidence=None):

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import toys
 
 from specjax.core import keys
 from specjax.core.keys import Purpose
+import toys
 
 
 def data(key) -> np.ndarray:

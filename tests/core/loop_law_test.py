@@ -17,7 +17,6 @@ import numpy as np
 import numpy_law
 import pytest
 from scipy import stats
-import toys
 
 from specjax.core import control, keys, loop
 from specjax.core.keys import Purpose
@@ -26,6 +25,7 @@ from specjax.core.types import Models
 from specjax.drafters import Adaptive, InputGuided, Lookup, Null, SmallLM
 from specjax.verify import Block, Match, Speculative, chains
 from specjax.verify import block as block_lib
+import toys
 
 VOCAB, END = 4, 4
 ROWS = 24000  # of each rule, a quarter of each kind

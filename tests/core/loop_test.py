@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import toys
 
 from specjax.core import control, loop
 from specjax.core.automaton import Automaton
@@ -14,6 +13,7 @@ from specjax.core.round import Engine
 from specjax.core.types import Models
 from specjax.drafters import Adaptive, InputGuided, Lookup, Null, SmallLM
 from specjax.verify import Block, Greedy, Match
+import toys
 
 VOCAB, SIZE, NUM, BATCH = 6, 36, 3, 12
 LM = toys.ToyLM(VOCAB)

@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import toys
 
 from specjax.core import metrics, tree, types
+import toys
 
 
 def make_round(topology, valid, count, **kwargs):

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import numpy_law
 import pytest
-import toys
 
 from specjax.core import automaton, keys, pipeline
 from specjax.core import law as law_lib
 from specjax.core.types import Options
+import toys
 
 VOCAB, ROWS, DEPTH, BATCH = 9, 3, 2, 480
 # Softmax of float32 logits of size 5, after divisions by 0.6.
@@ -149,7 +149,7 @@ def test_top_p_with_rounding_keeps_at_least_one_and_its_mass():
   # Sums of 20011 float32 weights.
   assert (mass >= np.asarray(p) - 2e-6).all()
   least = np.where(np.isfinite(kept), full, 2).min(-1)
-  assert ((mass - least < np.asarray(p) + 2e-6)).all()
+  assert (mass - least < np.asarray(p) + 2e-6).all()
   assert np.isfinite(kept[3]).all()
 
 

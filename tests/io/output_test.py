@@ -1,0 +1,67 @@
+"""Files that are whole or not there."""
+
+import json
+
+import pytest
+
+from specjax.io import output
+from specjax.io.errors import OutputError
+
+
+def names(folder) -> list[str]:
+  return sorted(p.name for p in folder.iterdir())
+
+
+def test_prepare_makes_folders_and_leaves_nothing_in_them(tmp_path):
+  out = output.prepare(tmp_path / 'a' / 'b')
+  assert out.is_dir() and not names(out)
+  (out / 'file').write_text('')
+  with pytest.raises(OutputError, match='--out=.*cannot write there'):
+    output.prepare(out / 'file')
+
+
+def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path):
+  path = tmp_path / 'a.json'
+  output.write_json(path, {'a': 'ü'})
+  assert json.loads(path.read_text()) == {'a': 'ü'}
+  with pytest.raises(TypeError):
+    output.write_json(path, {'a': object()})
+  (tmp_path / 'folder').mkdir()
+  with pytest.raises(OutputError, match='folder'):
+    output.write_text(tmp_path / 'folder', 'x')
+  assert names(tmp_path) == ['a.json', 'folder']
+  assert json.loads(path.read_text()) == {'a': 'ü'}
+
+
+def test_rows_appear_when_all_are_there(tmp_path):
+  path, old = tmp_path / 'rows.jsonl', tmp_path / 'summary.json'
+  old.write_text('')
+  with output.JsonLines(path, outdated=[old]) as file:
+    file.write({'a': 1})
+    assert names(tmp_path) == ['rows.jsonl.partial', 'summary.json']
+    # On the disk at once: a run that is killed leaves them behind.
+    assert path.with_name('rows.jsonl.partial').read_text() == '{"a": 1}\n'
+  assert names(tmp_path) == ['rows.jsonl']
+  with output.JsonLines(path):
+    pass
+  assert path.read_text() == ''  # a run without rows, but one that ended
+
+
+def test_an_interrupted_run_keeps_its_rows_and_a_failed_one_the_old(tmp_path):
+  path, summary = tmp_path / 'rows.jsonl', tmp_path / 'summary.json'
+  with pytest.raises(KeyboardInterrupt), output.JsonLines(path) as file:
+    file.write({'a': 1})
+    raise KeyboardInterrupt
+  summary.write_text('')
+  with pytest.raises(ValueError), output.JsonLines(path, [summary]):
+    raise ValueError('before the first row')
+  assert names(tmp_path) == ['rows.jsonl', 'summary.json']
+  assert path.read_text() == '{"a": 1}\n'
+
+
+def test_nowhere(tmp_path):
+  with output.JsonLines(None, [tmp_path]) as file:
+    file.write({'a': 1})
+  with pytest.raises(ValueError), output.JsonLines(None):
+    raise ValueError
+  assert not names(tmp_path)
