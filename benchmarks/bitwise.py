@@ -9,7 +9,8 @@ drafter (the null drafter's text with drafts spoilt at random: every draft
 position is accepted and rejected) and prompt lookup decode the same prompts
 greedily and by sample-and-match. Tokens and raw log-probabilities (the bits
 of the scores) must be equal. The scripted program is compiled a second time,
-and `--compare` checks the bits against another process. Exits non-zero when anything differs.
+and `--compare` checks the bits against another process. Exits non-zero when
+anything differs.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import dataclasses
 import functools
 import itertools
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import jax
@@ -27,7 +27,7 @@ from specjax.core import law as law_lib
 from specjax.core.round import emitted
 import toys
 
-# The text before the drafts: penalties have something to look at.
+# Text before the drafts, for penalties to look at.
 PROMPT, OUTPUT = [1, 0], [1]
 TOP = np.float32(1 - 2.0**-24)  # the largest value that a uniform takes
 LAW = jax.jit(pipeline.law)
@@ -79,7 +79,9 @@ def context_free(p, q, depth: int, num: int = 1) -> Problems:
   with np.errstate(divide='ignore'):
     p, q = (np.log(np.asarray(x, np.float32)) for x in (p, q))
   vocab = len(p)
-  tile = lambda x, n: [np.tile(x, (num, vocab**i, 1)) for i in range(n)]  # noqa: E731
+  def tile(x, n):
+    return [np.tile(x, (num, vocab**i, 1)) for i in range(n)]
+
   keep = [np.ones((num, vocab**i), bool) for i in range(depth)]
   return Problems(
       target=tile(p, depth + 1), draft=tile(q, depth), keep=keep,
@@ -89,19 +91,12 @@ def context_free(p, q, depth: int, num: int = 1) -> Problems:
 
 @dataclasses.dataclass
 class Found:
-  """What enumeration found, per problem.
+  """What enumeration found, per problem."""
 
-  Attributes:
-    law, target: f64[P, V^(N+1)], joint laws: emitted, and what it should be.
-    num_accepted: f64[P], expected.
-    forbidden: whether some pattern, uniforms of 0 included, accepts a token
-      that the target excludes.
-  """
-
-  law: np.ndarray
-  target: np.ndarray
-  num_accepted: np.ndarray
-  forbidden: bool
+  law: np.ndarray  # f64[P, V^(N+1)], emitted joint law
+  target: np.ndarray  # what it should be
+  num_accepted: np.ndarray  # f64[P], expected
+  forbidden: bool  # some noise (0 included) accepts an excluded token
 
   @property
   def error(self) -> float:
@@ -110,10 +105,9 @@ class Found:
 
 
 def options_of(problems: Problems, copies: int) -> types.Options:
-  whole = ('top_k',)
   return types.Options(**{
       k: jnp.asarray(np.repeat(v, copies),
-                     jnp.int32 if k in whole else jnp.float32)
+                     jnp.int32 if k == 'top_k' else jnp.float32)
       for k, v in problems.options.items()})
 
 
@@ -145,15 +139,13 @@ def gather(tables: list[np.ndarray], x: np.ndarray) -> np.ndarray:
   return np.stack(out, axis=1)
 
 
-@dataclasses.dataclass
-class Rows:
+class Rows(NamedTuple):
   """All drafts of all problems as a batch, with their probabilities."""
 
   context: types.Context
   draft: types.Draft
   scores: types.Scores
   weight: np.ndarray  # f64[P*X]
-  x: np.ndarray  # int[X, N]
 
 
 def build(
@@ -163,7 +155,6 @@ def build(
   """Returns the batch of all drafts.
 
   Args:
-    problems: P of them.
     modes: int[N], how slots are drawn (None: all IID).
     claimed: what the draft says about that, if it lies.
     same_options: drafts are drawn from processed logits; else from the plain
@@ -197,8 +188,7 @@ def build(
   p = score(context, jnp.asarray(gather(problems.target, x)), past)
   return Rows(  # no rule reads options: without them fewer programs differ
       context=context.replace(options=types.Options()), draft=draft,
-      scores=types.Scores(target_law=p),
-      weight=chance.prod(axis=1), x=x)
+      scores=types.Scores(target_law=p), weight=chance.prod(axis=1))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))
@@ -268,7 +258,7 @@ def thresholds(run, batch: int, depth: int, copies: int) -> np.ndarray:
 
 def exact(rule, problems: Problems, **kwargs) -> Found:
   """Returns the emitted law of a rule with uniforms (see module)."""
-  num, vocab, depth = problems.sizes
+  depth = problems.sizes[2]
   rows = build(problems, **kwargs)
   batch = len(rows.weight)
   copies = max(2, depth) * 2**(depth - 1)
@@ -304,7 +294,7 @@ def exact(rule, problems: Problems, **kwargs) -> Found:
 
 def exact_match(rule, problems: Problems, **kwargs) -> Found:
   """Returns the emitted law of sample-and-match: draws are enumerated."""
-  num, vocab, depth = problems.sizes
+  _, vocab, depth = problems.sizes
   rows = build(problems, **kwargs)
   y = np.array(list(itertools.product(range(vocab), repeat=depth + 1)))
   batch = len(rows.weight)

@@ -77,9 +77,17 @@ def write(cache: Cache, block: Block, k: Array, v: Array) -> Cache:
   put = jax.vmap(  # rows, then heads
       jax.vmap(lambda old, i, x: old.at[i].set(x, mode='drop'),
                in_axes=(0, None, 0)))
+  # XLA on CPUs turns a scatter of one entry into slice updates, duplicates
+  # them and copies the cache in between; a second entry, dropped, keeps it.
+  lone = dest.size == 1 and jax.default_backend() == 'cpu'
+  if lone:
+    dest = jnp.pad(dest, ((0, 0), (0, 1)),
+                   constant_values=cache['k'].shape[2])
   new = {}
   for name, x in (('k', k), ('v', v)):
     x = jnp.moveaxis(x, 2, 1).astype(cache[name].dtype)
+    if lone:
+      x = jnp.pad(x, ((0, 0), (0, 0), (0, 1), (0, 0)))
     new[name] = put(cache[name], dest, x)
   if 'slot' in cache:
     new['slot'] = write_slots(cache, block)

@@ -15,7 +15,7 @@ import pytest
 from specjax.core import control, loop
 from specjax.core.round import Engine
 from specjax.core.types import Models
-from specjax.drafters import Adaptive, Null, SmallLM
+from specjax.drafters import Adaptive, Lookup, Null, SmallLM
 from specjax.models import weights
 from specjax.models.attention import Block as Slots
 from specjax.models.causal import CausalLM
@@ -106,7 +106,7 @@ def audit(engine, num_rounds: int = 30):
 
 
 # Float32 sums in another order; entries are of size 1 to 10.
-CLOSE, WRONG = 1e-3, 0.1
+CLOSE, WRONG = 1e-4, 0.1
 
 
 def test_caches_after_every_round():
@@ -205,18 +205,16 @@ def copies(text: str, state) -> int:
       rf'f32\[{shape}\]\S* copy\(', text[:text.index('ENTRY')]))
 
 
-@pytest.mark.parametrize('batch', [2, 4])
-def test_compiled_loop_donates_and_copies_no_cache(batch):
+@pytest.mark.parametrize('drafter,batch', [(SMALL, 4), (Lookup(NUM), 2)])
+def test_compiled_loop_donates_and_copies_no_cache(drafter, batch):
   """Each cache array is updated where it lies, in every round."""
-  text, state = compiled_text(SMALL, batch)
+  text, state = compiled_text(drafter, batch)
   assert copies(text, state) == 0
   aliased = re.search(r'input_output_alias=\{(.*?)\}, entry', text, re.S)
   num_leaves = len(jax.tree.leaves(state))
   assert aliased and aliased.group(1).count('alias') >= num_leaves
 
 
-@pytest.mark.xfail(strict=True, reason='a scatter of one entry becomes a '
-                   'slice update that XLA duplicates, and copies for')
 def test_one_row_and_one_token_copies_no_cache():
   """Plain decoding of one row, and each draft of a small LM."""
   assert copies(*compiled_text(Null(0), 1)) == 0
@@ -227,5 +225,5 @@ def test_one_row_and_one_token_copies_no_cache():
 def test_block_widths_copy_no_cache():
   """A switch over block widths (`exact_shape=False`)."""
   rule = control.Tracking()
-  drafter = Adaptive(SMALL, rule, exact_shape=False, widths=(0,))
+  drafter = Adaptive(Lookup(NUM), rule, exact_shape=False)
   assert copies(*compiled_text(drafter, 2)) == 0

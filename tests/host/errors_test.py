@@ -5,7 +5,6 @@ import re
 import signal
 import time
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy_text

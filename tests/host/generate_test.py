@@ -22,12 +22,13 @@ from specjax.host.generate import choose_rule, describe
 MODEL = toy_text.model()
 TEXT = MODEL.tokenizer
 END = toy_text.END
+LOOKUP = Lookup(3)
 ANCHOR = Sampling(
     temperature=1.0, top_p=0.9, repetition_penalty=1.1, min_new_tokens=1,
     logit_bias={3: 0.5}, log_probs=True, max_new_tokens=2)
 
 
-def run(prompts, samplings, drafter=Lookup(3), model=MODEL, **kwargs):
+def run(prompts, samplings, drafter=LOOKUP, model=MODEL, **kwargs):
   """Returns the results without the anchor's."""
   if isinstance(samplings, Sampling):
     samplings = [samplings] * len(prompts)

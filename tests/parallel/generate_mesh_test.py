@@ -22,6 +22,7 @@ from specjax.parallel import make_mesh, rules
 CONFIG = tiny.config(vocab_size=264, num_heads=8, num_kv_heads=8)
 # 61 + 3 drafts + 1: no other array has an axis of this size.
 SIZE, SLOTS = 61, 65
+LOOKUP = Lookup(3)
 PROMPTS = [f'say {"ab" * i}' for i in range(20)]
 OPTIONS = [Sampling(max_new_tokens=3 + i % 9, temperature=0.8 * (i % 2),
                     seed=i, stop=('q',), log_probs=True)
@@ -55,7 +56,7 @@ def _recorded(monkeypatch):
   monkeypatch.setattr('specjax.host.generate.Decoder', Recorder)
 
 
-def decode(shape, batch_size: int, drafter=Lookup(3)):
+def decode(shape, batch_size: int, drafter=LOOKUP):
   """Returns the results and the decoder; checks that nothing recompiles."""
   target = model(shape)
   before = compilations.counts()
