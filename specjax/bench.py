@@ -183,7 +183,7 @@ def build(config, target: specjax.Model, options, mesh, quiet) -> list[Run]:
   """
   def load_drafter(source: str) -> specjax.Model:
     return specjax.load(
-        source, dtype=target.lm.config.dtype, mesh=mesh, quiet=quiet)
+        source, dtype=target.lm.config.dtype, quiet=quiet)
 
   runs = [{'name': PLAIN, 'speculative': None, 'verify': 'auto'}, *config.runs]
   out = []

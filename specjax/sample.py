@@ -43,7 +43,7 @@ def main() -> int:
   drafter, drafter_params = methods.build(
       drafting or {'method': 'null'}, target,
       lambda source: specjax.load(
-          source, dtype=target.lm.config.dtype, mesh=mesh, quiet=quiet))
+          source, dtype=target.lm.config.dtype, quiet=quiet))
 
   # --- Decode ---------------------------------------------------------
   shared: dict[str, Any] = dict(

@@ -70,6 +70,13 @@ def run(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
       print('interrupted', file=sys.stderr)
       sys.exit(130)
+    except jax.errors.JaxRuntimeError as error:
+      text = str(error)
+      if 'RESOURCE_EXHAUSTED' not in text:
+        raise
+      print(f'error: the device is out of memory: {text.splitlines()[0]}; '
+            'lower the batch size or max_new_tokens', file=sys.stderr)
+      sys.exit(1)
     except (ValueError, MemoryError, FloatingPointError, OSError) as error:
       if (flags.FLAGS['verbosity'].value or 0) >= 1:  # -v=1: the traceback
         raise

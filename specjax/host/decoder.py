@@ -80,7 +80,8 @@ class Decoder:
       mesh: `parallel.make_mesh`, or None for one device.
       exact: pin the compiler's kernel choice, so that equal block shapes
         give equal bits across separate compilations.
-      constraint: fresh token-mask state for B rows, or None.
+      constraint: fresh token-mask state for B rows, or a function from the
+        requests of B slots (None where vacant) to it, or None.
 
     Raises:
       MemoryError: the run cannot fit. ValueError: N + 1 or `chunk` exceed
@@ -124,7 +125,9 @@ class Decoder:
   def _context(self, slots: Sequence[Request | None]) -> Context:
     return build_context(
         slots, size=self.size, vocab_size=self.vocab_size, eos=self.eos,
-        what=self.stages, constraint=self._constraint)
+        what=self.stages, constraint=(
+            self._constraint(slots) if callable(self._constraint)
+            else self._constraint))
 
   def _place(self, context: Context) -> Context:
     """Moves host arrays to the devices (rows over `data`)."""
@@ -218,7 +221,8 @@ class _Run:
     now = time.perf_counter()
     for row, request in enumerate(slots):
       if request is not None:
-        self.rows[row] = RowText(request, decoder.tokenizer, now)
+        self.rows[row] = RowText(
+            request, decoder.tokenizer, now, decoder.eos)
     decoder._start_rows(chosen, decoder._context(slots))
     return True
 
@@ -284,7 +288,7 @@ class _Run:
       self.on_text(text.request, tail)
     result = Result(
         request=text.request, tokens=tuple(text.tokens), text=text.text,
-        finish_reason=text.reason(self.decoder.eos),
+        finish_reason=text.reason,
         step_lengths=tuple(steps.tolist()), drafted=drafted,
         accepted=accepted, excess=float(seen['metrics'].excess[row]),
         ttft_s=text.ttft_s,

@@ -61,7 +61,9 @@ def generate(
     exact: pin the compiler's kernel choice (bitwise equality across
       separate compilations; may be slower).
     rounds_per_chunk: rounds between looks from the host.
-    constraint: a `core.pipeline.Constraint` for `batch_size` rows.
+    constraint: token masks (a grammar): a `core.pipeline.Constraint` for
+      `batch_size` rows, or a function that makes one from the requests of
+      the slots (None where vacant), so that each can have its own.
     on_text: called with text of a request as it becomes final.
     on_result: called with each result as it completes.
     on_progress: called after each chunk of rounds.
@@ -169,8 +171,7 @@ def _drafter(drafter: Any, params: Any, target: Model) -> tuple[Any, Any]:
     from specjax.host.load import load
     return methods.build(
         drafter, target,
-        lambda source: load(source, dtype=target.lm.config.dtype,
-                            mesh=target.mesh))
+        lambda source: load(source, dtype=target.lm.config.dtype))
   if isinstance(drafter, type) or not hasattr(drafter, 'topology'):
     raise ValueError(
         f'drafter={drafter!r}: must be a drafter such as Lookup(7), a Model, '

@@ -20,8 +20,12 @@ class RowText:
     rounds: rounds already counted by the decoder.
   """
 
-  def __init__(self, request: Request, tokenizer: Any, begun: float):
+  def __init__(
+      self, request: Request, tokenizer: Any, begun: float,
+      eos: Sequence[int] = (),
+  ):
     self.request, self.begun = request, begun
+    self._eos = () if request.sampling.ignore_eos else tuple(eos)
     self.tokens: list[int] = []
     self.text = ''
     self.ttft_s = 0.0
@@ -53,8 +57,8 @@ class RowText:
     return ''.join(pieces)
 
   def _push(self, token: int) -> str:
-    if self._stream is None:
-      return ''
+    if self._stream is None or token in self._eos:
+      return ''  # an end token is no text, however the vocabulary marks it
     piece = self._stream.push([token])
     return self._filter(piece)
 
@@ -76,9 +80,10 @@ class RowText:
       piece += rest
     return piece
 
-  def reason(self, eos: Sequence[int]) -> str:
-    """Returns why the row ended: 'stop', 'eos' or 'length'."""
+  @property
+  def reason(self) -> str:
+    """Why the row ended: 'stop', 'eos' or 'length'."""
     if self.stopped:
       return 'stop'
-    ends = self.tokens and self.tokens[-1] in eos
-    return 'eos' if ends and not self.request.sampling.ignore_eos else 'length'
+    ends = self.tokens and self.tokens[-1] in self._eos
+    return 'eos' if ends else 'length'
