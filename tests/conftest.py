@@ -12,7 +12,8 @@ import sys  # noqa: E402
 
 import pytest  # noqa: E402
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))  # toys
+_HERE = pathlib.Path(__file__).parent
+sys.path[:0] = [str(_HERE), str(_HERE.parent)]  # toys; configs, benchmarks
 
 
 @pytest.fixture(scope='session')
