@@ -45,7 +45,7 @@ def update(
   drafted = jnp.pad(drafted, ((0, 0), (0, missing)))
   bad = jnp.zeros_like(active)
   if scores.finite is not None:
-    bad = active & ~jnp.all(scores.finite, axis=-1)
+    bad = active & bad_rows(scores, verdict)
   first_bad = (metrics.bad_round < 0) & bad
   here = active[:, None]
   return Metrics(
@@ -55,6 +55,17 @@ def update(
       excess=metrics.excess + jnp.where(active, verdict.excess, 0.0),
       gave_up=metrics.gave_up + (active & verdict.gave_up),
       bad_round=jnp.where(first_bad, context.rounds, metrics.bad_round))
+
+
+def bad_rows(scores: Scores, verdict: Verdict) -> Array:
+  """Returns bool[B]: a law on the accepted path had NaN or infinite logits.
+
+  Rows behind a rejected draft do not count: nothing came of them.
+  """
+  assert scores.finite is not None
+  seen = tree.take_row(scores.finite, verdict.path)
+  on_path = jnp.arange(seen.shape[1]) <= verdict.num_accepted[:, None]
+  return jnp.any(on_path & ~seen, axis=1)
 
 
 def drafted_at(draft: Draft) -> Array:

@@ -68,17 +68,21 @@ def test_narrow_rounds_count_into_wide_bins(width):
 
 
 def test_first_bad_round_is_kept():
-  """The round of the first NaN, per row; later ones do not overwrite."""
-  state = start(3, 1, done=[2])
-  draft, verdict = make_round(tree.chain(1), np.ones((3, 1)), [0, 0, 0])
-  finite = jnp.asarray([[True, True], [True, False], [False, False]])
+  """The round of the first NaN, per row; later ones do not overwrite.
+
+  Row 3's NaN stands behind a rejected draft: nothing came of it.
+  """
+  state = start(4, 1, done=[2])
+  draft, verdict = make_round(tree.chain(1), np.ones((4, 1)), [0, 0, 0, 0])
+  finite = jnp.asarray(
+      [[True, True], [False, True], [False, False], [True, False]])
   for rounds in (4, 5):
-    context = state.context.replace(rounds=jnp.full(3, rounds))
+    context = state.context.replace(rounds=jnp.full(4, rounds))
     state = state.replace(context=context)
     state = state.replace(metrics=metrics.update(
         state, draft, types.Scores(target_law=None, finite=finite), verdict,
-        jnp.asarray([1, 0, 0])))
-  np.testing.assert_array_equal(state.metrics.bad_round, [-1, 4, -1])
+        jnp.asarray([1, 0, 0, 1])))
+  np.testing.assert_array_equal(state.metrics.bad_round, [-1, 4, -1, -1])
 
 
 def test_drafted_depths_of_a_tree():
