@@ -24,6 +24,7 @@ from benchmarks import setup
 import specjax
 from specjax.core import loop
 from specjax.core.types import Models
+from specjax.data import builtin
 from specjax.drafters import Lookup, Null
 from specjax.host import tiny
 from specjax.host.load import random_model
@@ -213,6 +214,23 @@ def section_lookup(model, questions: str, per_category: int, repeats: int):
   return out
 
 
+def section_copy(model, repeats: int):
+  """Lookup on a copy-heavy prompt (repeat a passage), batch 1, paired."""
+  prompt = builtin.QUICKSTART[0]
+  sampling = specjax.Sampling(max_new_tokens=96)
+  drafters = {'plain': None, 'lookup_k7': Lookup(7, 4, 2)}
+  times: dict[str, list[float]] = {name: [] for name in drafters}
+  length = {}
+  for _ in range(repeats + 1):  # the first compiles
+    for name, drafter in drafters.items():
+      result = specjax.generate(model, drafter, [prompt], sampling)
+      times[name].append(result.wall_s)
+      length[name] = result.summary()['mean_acceptance_length']
+  ratio = [a / b for a, b in zip(times['plain'][1:], times['lookup_k7'][1:])]
+  return {'wall_s': {n: setup.spread(t[1:]) for n, t in times.items()},
+          'mean_acceptance_length': length, 'speedup': setup.spread(ratio)}
+
+
 def section_profile(model, where: Where):
   """Device time of a round by kernel name, from a profiler trace."""
   from benchmarks import profile
@@ -265,6 +283,7 @@ def main() -> None:
       'lookup': lambda: section_lookup(
           model, args.questions, args.num_questions, 2),
       'hf': hf,
+      'copy': lambda: section_copy(model, max(args.repeats // 2, 3)),
       'profile': lambda: section_profile(model, where),
   }
   for name in wanted:
