@@ -102,10 +102,12 @@ class Point:
   Attributes:
     value: int32[B,R] or [B].
     vocab_size: V, static.
+    alive: bool like `value`, or None (all): some token could be chosen.
   """
 
   value: Array
   vocab_size: int = struct.field(pytree_node=False)
+  alive: Array | None = None
 
   @property
   def probs(self) -> Array:

@@ -79,8 +79,28 @@ def law(context: Context, logits: Array, history: Array) -> law_lib.Law:
     logits = _ban_early_eos(context, logits, history)
   if options.temperature is None:
     token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    return law_lib.Point(token, logits.shape[-1])
+    alive = finite(logits) if _can_forbid(options) else None
+    return law_lib.Point(token, logits.shape[-1], alive)
   return law_lib.Categorical(_tempered(options, logits))
+
+
+def healthy(context: Context, logits: Array, law: law_lib.Law) -> Array:
+  """Returns bool[B,R]: the logits are finite, and some token may be drawn.
+
+  Bans, a constraint and a minimum length can together forbid everything;
+  what would be drawn then is not in the law.
+  """
+  is_fine = finite(logits)
+  if not _can_forbid(context.options):
+    return is_fine
+  if isinstance(law, law_lib.Point):
+    return is_fine if law.alive is None else is_fine & law.alive
+  return is_fine & finite(law.logits)
+
+
+def _can_forbid(options: Options) -> bool:
+  return not (options.bias is None and options.constraint is None
+              and options.min_new is None)
 
 
 def _tempered(options: Options, logits: Array) -> Array:

@@ -132,7 +132,7 @@ class Scores(struct.PyTreeNode, kw_only=True):
 
   target_law: Any  # Law [B,N+1,...], after `core.law`
   taps: dict[str, Array] = struct.field(default_factory=dict)
-  finite: Array | None = None  # bool[B,N+1]: raw logits were finite
+  finite: Array | None = None  # bool[B,N+1]: `pipeline.healthy`
   raw: Array | None = None  # f32[B,N+1,V] before `core.law`, when asked for
   aux: PyTree = None
 

@@ -246,7 +246,8 @@ class _Run:
       bad = int(seen['metrics'].bad_round[row])
       if bad >= 0:
         bad_rows.append(f'request {text.request.id} (row {row}): NaN or '
-                        f'infinite logits in round {bad}')
+                        f'infinite logits in round {bad}, or bans and '
+                        'constraints that leave no token')
         continue
       start = len(text.request.tokens)
       new = seen['tokens'][row, start:seen['length'][row]]

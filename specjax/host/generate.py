@@ -23,6 +23,9 @@ from specjax.io.prompts import Prompt
 
 # Sequence capacities come in steps, so that similar prompts share a program.
 _SIZE_STEP = 64
+# Prompt tokens fed at a time. Fixed: if it followed the prompts of a run, the
+# bits of a prompt's cache would depend on its neighbours.
+_PREFILL_CHUNK = 64
 
 
 def generate(
@@ -85,6 +88,7 @@ def generate(
       for index, (prompt, one) in enumerate(zip(prompts, samplings))]
   first = [r for d in dialogues for r in d.first()]
   rule = choose_rule(verify, drafter, samplings)
+  _check_width(target, drafter)
   size = capacity or _round_up(max(d.longest() for d in dialogues))
   batch = batch_size or min(8, len(first))
   for request in first:  # before anything is compiled
@@ -95,7 +99,7 @@ def generate(
       Models(target=target.params, drafter=drafter_params),
       batch=batch, size=size, stages=stages, vocab_size=target.vocab_size,
       eos=target.eos, tokenizer=target.tokenizer,
-      chunk=_prefill_chunk(target, first), mesh=target.mesh, exact=exact,
+      chunk=min(_PREFILL_CHUNK, target.lm.chunk), mesh=target.mesh, exact=exact,
       rounds_per_chunk=rounds_per_chunk, constraint=constraint)
 
   def follow(result: Result) -> Request | None:
@@ -193,6 +197,15 @@ def _check(
                        f'and {target.name} has none')
 
 
+def _check_width(target: Model, drafter: Any) -> None:
+  """Raises ValueError when a target cannot take a block at once."""
+  num, most = drafter.topology.num_nodes, target.lm.chunk - 1
+  if num > most:
+    raise ValueError(
+        f'num_speculative_tokens={num}: this target takes at most {most} '
+        f'(load it with chunk={num + 1} or more)')
+
+
 def _pair(prompts, sampling):
   """Returns equally long lists of prompts and sampling options."""
   if isinstance(prompts, (str, Mapping, Prompt)):
@@ -213,12 +226,3 @@ def _pair(prompts, sampling):
 
 def _round_up(size: int) -> int:
   return -(-size // _SIZE_STEP) * _SIZE_STEP
-
-
-def _prefill_chunk(target: Model, first: Sequence[Request]) -> int:
-  """Returns a power of two that covers the prompts, within the model's."""
-  longest = max(len(r.tokens) for r in first)
-  chunk = 16
-  while chunk < min(longest, target.lm.chunk):
-    chunk *= 2
-  return min(chunk, target.lm.chunk)

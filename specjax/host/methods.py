@@ -126,6 +126,8 @@ def _scheduled(drafter: Any, config: dict[str, Any]) -> Any:
         "probabilities ('draft_model'); use 'heuristic' or 'tracking'")
   exact = config.get('exact_shape', True)
   cost = config.get('draft_cost', 0.0)
+  if cost < 0:
+    raise ValueError(f'draft_cost={cost}: must be >= 0')
   controllers: dict[str, Any] = {
       'heuristic': control.Heuristic(), 'confidence': control.Confidence(),
       'tracking': control.Tracking(draft_cost=cost)}
@@ -134,6 +136,8 @@ def _scheduled(drafter: Any, config: dict[str, Any]) -> Any:
     drafter = drafter.resyncing()
   num = drafter.topology.num_nodes
   widths = tuple(config.get('widths') or {0, 1, num // 2} - {num})
+  if not all(isinstance(w, int) for w in widths):
+    raise ValueError(f'widths={list(widths)}: must be integers')
   return Adaptive(drafter, controller, exact_shape=exact, widths=widths)
 
 

@@ -135,9 +135,10 @@ class CausalLM:
     logits, found, state = self.raw(params, state, draft, taps)
     past = tree.history(draft.topology, draft.parents, draft.tokens)
     keep_raw = state.context.log_probs is not None
+    law = pipeline.law(state.context, logits, past)
     return Scores(
-        target_law=pipeline.law(state.context, logits, past), taps=found,
-        finite=pipeline.finite(logits),
+        target_law=law, taps=found,
+        finite=pipeline.healthy(state.context, logits, law),
         raw=logits if keep_raw else None), state
 
   def commit(

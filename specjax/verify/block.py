@@ -43,7 +43,8 @@ class Block:
       count = jnp.zeros(context.length.shape, jnp.int32)
       return chains.verdict(draft, count, law.at(count).sample(key))
     log_w = _log_weights(draft, scores)
-    last = jnp.sum(draft.valid, axis=1)  # the chain's end in this row
+    # The chain's end in this row: nothing after an undrafted slot counts.
+    last = jnp.sum(jnp.cumprod(draft.valid.astype(jnp.int32), 1), axis=1)
     h = _hazards(draft, law, log_w, last)
     u = keys.uniform(keys.row(context, keys.Purpose.ACCEPT), num)
     # The last index that passes, not the length of a passing prefix.

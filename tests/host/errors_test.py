@@ -5,11 +5,13 @@ import re
 import signal
 import time
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy_text
 
 from specjax import Prompt, Sampling, generate
+from specjax.core.automaton import Automaton
 from specjax.drafters import Lookup, Null
 from specjax.host import cli, memory, methods, tiny
 from specjax.io import output, prompts
@@ -159,6 +161,25 @@ def test_logits_that_are_no_numbers(bad):
              [into, away, away], on_result=done.append)
   # Neighbours that ended in the same chunk of rounds are not lost.
   assert [r.tokens for r in done] == [(7,) * 9] * 2
+
+
+@pytest.mark.parametrize('temperature', [0.0, 1.0])
+def test_bans_and_constraint_leave_nothing(temperature):
+  """Said, instead of a token that the law does not contain."""
+  model = tiny.model()
+  table = np.full((1, 1, model.vocab_size), -1, np.int32)
+  table[0, 0, 10:20] = 0  # the constraint allows what the options ban
+  rows = jnp.zeros((1,), jnp.int32)
+  options = Sampling(temperature=temperature, max_new_tokens=4,
+                     banned_ids=tuple(range(10, 20)))
+  with pytest.raises(FloatingPointError, match='leave no token'):
+    generate(model, None, ['ab'], options,
+             constraint=Automaton(jnp.asarray(table), rows, rows))
+
+
+def test_width_beyond_the_target():
+  with pytest.raises(ValueError, match='num_speculative_tokens=500: .* most'):
+    generate(tiny.model(), Null(500), ['ab'])
 
 
 def test_prompt_files(tmp_path):

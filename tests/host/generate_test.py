@@ -243,6 +243,24 @@ def test_a_constraint_starts_afresh_with_every_request():
     assert (np.asarray(r.tokens) % 2).tolist() == [1, 0] * 6
 
 
+def test_each_request_has_its_own_constraint():
+  """Also behind refills, where slots change hands."""
+  odd = np.arange(toy_text.VOCAB) % 2 == 1
+  table = np.stack([np.where(odd, 0, -1), np.where(odd, -1, 0)])[:, None]
+  table = jnp.asarray(table.astype(np.int32))
+
+  def constraint(slots):
+    which = [int(r.id) % 2 if r else 0 for r in slots]
+    rows = jnp.asarray(which, jnp.int32)
+    return Automaton(table, rows, jnp.zeros_like(rows))
+
+  results = generate(
+      MODEL, Lookup(3), ['ab', 'cd', 'ef', 'gh'], sampled(temperature=0.7),
+      batch_size=2, constraint=constraint)
+  for i, r in enumerate(results):
+    assert set(np.asarray(r.tokens) % 2) == {1 - i % 2}
+
+
 def test_describe_and_choose_rule():
   greedy, some = Sampling(), sampled()
   small = SmallLM(num_speculative_tokens=3, model=MODEL.lm)
