@@ -177,11 +177,6 @@ def test_bans_and_constraint_leave_nothing(temperature):
              constraint=Automaton(jnp.asarray(table), rows, rows))
 
 
-def test_width_beyond_the_target():
-  with pytest.raises(ValueError, match='num_speculative_tokens=500: .* most'):
-    generate(tiny.model(), Null(500), ['ab'])
-
-
 def test_prompt_files(tmp_path):
   path = tmp_path / 'prompts.jsonl'
   path.write_bytes(b'')
