@@ -79,7 +79,7 @@ def test_quiet_with_bad_lines_and_another_drafter(command, tmp_path):
 @pytest.mark.parametrize('text, said', [
     ('{"method": "ngram", "depth": 2}', "['depth'] are unknown for method"),
     ('{"num_speculative_tokens": -3}', 'num_speculative_tokens=-3'),
-    ('{"num_speculative_tokens": 100}', '101 tokens in one call'),
+    ('{"num_speculative_tokens": 100}', 'takes at most 63'),
     ('{method}', 'not JSON')])
 def test_speculative_config_that_cannot_be(command, tmp_path, text, said):
   code, out, err = run(command, tmp_path, '--speculative_config', text)
