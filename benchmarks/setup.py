@@ -81,7 +81,7 @@ class Record:
     self.path = pathlib.Path(path)
     self.path.parent.mkdir(parents=True, exist_ok=True)
     self.data: dict[str, Any] = {
-        'command': ' '.join(sys.argv), 'device': device_name(),
+        'command': _command(), 'device': device_name(),
         'versions': versions(), 'driver': _driver(), 'sections': {}}
 
   def add(self, name: str, value: Any) -> None:
@@ -93,6 +93,12 @@ class Record:
   def save(self) -> None:
     """Writes what there is."""
     self.path.write_text(json.dumps(self.data, indent=1) + '\n')
+
+
+def _command() -> str:
+  """Returns the command to repeat, without this machine's folders."""
+  script = pathlib.Path(sys.argv[0]).stem
+  return ' '.join([f'python -m benchmarks.{script}', *sys.argv[1:]])
 
 
 def _driver() -> str:
