@@ -29,6 +29,7 @@ def get_config(arg: str = '') -> config_dict.ConfigDict:
        'speculative': {**lookup, 'draft_len_schedule': 'heuristic'}},
   )
   config.verify = 'auto'
+  config.verify_options = common.verify_options()
   config.sampling = common.sampling(temperature=0.0, max_new_tokens=40)
   config.batch_sizes = (1,)
   config.repeats = 2

@@ -36,6 +36,7 @@ def get_config(arg: str = '') -> config_dict.ConfigDict:
        'speculative': {**lookup, 'num_speculative_tokens': 15}},
   )
   config.verify = 'auto'
+  config.verify_options = common.verify_options()
   config.sampling = common.sampling(temperature=0.0, max_new_tokens=256)
   config.batch_sizes = (1, 8)
   config.repeats = 3

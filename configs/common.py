@@ -22,7 +22,23 @@ def speculative(**values) -> config_dict.ConfigDict:
       method=_STR, num_speculative_tokens=_INT, prompt_lookup_min=_INT,
       prompt_lookup_max=_INT, prefer=_STR, max_ngram=_INT, model=_STR,
       draft_confidence_threshold=_FLOAT, draft_len_schedule=_STR,
-      exact_shape=bool, draft_cost=_FLOAT, widths=tuple)
+      exact_shape=bool, draft_cost=_FLOAT, widths=tuple,
+      prompt_lookup_lengths=tuple, speculative_token_tree=_STR,
+      draft_sample_method=_STR, use_dynamic_tree=bool, tree_depth=_INT,
+      tree_top_k=_INT)
+  return _section(types, values)
+
+
+def verify_options(**values) -> config_dict.ConfigDict:
+  """Returns options of all rules, and the files of their arrays; unset None.
+
+  `codebook` is an .npy file of VQ vectors [entries, channels] (or
+  'synthetic'), `head` a judge's .safetensors file.
+  """
+  types = dict(
+      lenience=_FLOAT, epsilon=_FLOAT, delta=_FLOAT, form=_STR,
+      num_neighbours=_INT, lam=_FLOAT, residual=_STR, offset=_INT,
+      threshold=_FLOAT, num_noise=_INT, drafts=_STR, codebook=_STR, head=_STR)
   return _section(types, values)
 
 

@@ -24,6 +24,7 @@ def get_config(arg: str = '') -> config_dict.ConfigDict:
       method='ngram', num_speculative_tokens=7, prompt_lookup_min=2,
       prompt_lookup_max=4)
   config.verify = 'auto'
+  config.verify_options = common.verify_options()
   config.sampling = common.sampling(temperature=0.0, max_new_tokens=128)
   config.prompts = config_dict.placeholder(str)  # None: built-in prompts
   config.batch_size = 4

@@ -1,8 +1,11 @@
 """Speculative decoding of anything autoregressive, in JAX.
 
 Public names only; everything else is an implementation detail that may move.
+Acceptance rules are in `specjax.verify`, drafters in `specjax.drafters`, tree
+shapes in `specjax.core.topologies`.
 """
 
+from specjax import drafters, verify
 from specjax.host.generate import generate
 from specjax.host.load import Model, load, random_model, save
 from specjax.host.results import Results
@@ -13,4 +16,5 @@ from specjax.version import __version__
 
 __all__ = [
     'Model', 'Prompt', 'Results', 'Sampling', 'TransformerConfig',
-    '__version__', 'generate', 'load', 'random_model', 'save']
+    '__version__', 'drafters', 'generate', 'load', 'random_model', 'save',
+    'verify']

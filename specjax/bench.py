@@ -34,6 +34,7 @@ from specjax.data import questions
 from specjax.eval import plots, report, speed
 from specjax.host import cli, methods
 from specjax.host import results as results_lib
+from specjax.host import rules as rules_lib
 from specjax.host.generate import choose_rule
 from specjax.host.requests import Result
 from specjax.host.status import BenchStatus
@@ -45,8 +46,9 @@ _FLAGS = cli.define_flags('out/bench')
 PLAIN = 'plain'
 _KEYS = frozenset((
     'target', 'dtype', 'prompts', 'max_prompts', 'categories', 'runs',
-    'verify', 'sampling', 'batch_sizes', 'repeats', 'mesh', 'seed', 'exact'))
-_RUN_KEYS = frozenset(('name', 'speculative', 'verify'))
+    'verify', 'verify_options', 'sampling', 'batch_sizes', 'repeats', 'mesh',
+    'seed', 'exact'))
+_RUN_KEYS = frozenset(('name', 'speculative', 'verify', 'verify_options'))
 # Names become file names.
 _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._+-]*')
 
@@ -118,6 +120,7 @@ class Run:
   drafter: Any
   params: Any
   verify: Any
+  tables: Any = None  # arrays of the rule
 
 
 def check(config) -> None:
@@ -181,21 +184,21 @@ def build(config, target: specjax.Model, options, mesh, quiet) -> list[Run]:
   Everything that can be refused is refused here, before the first of them
   has cost any time.
   """
-  def load_drafter(source: str) -> specjax.Model:
-    return specjax.load(
-        source, dtype=target.lm.config.dtype, quiet=quiet)
-
+  load_drafter = cli.load_drafter(target, quiet)
   runs = [{'name': PLAIN, 'speculative': None, 'verify': 'auto'}, *config.runs]
   out = []
   for run in runs:
     speculative = run.get('speculative') or {'method': 'null'}
-    verify = run.get('verify', config.verify)
     try:
       drafter, params = methods.build(speculative, target, load_drafter)
-      choose_rule(verify, drafter, [options])
+      shared = None if 'verify' in run else config.verify_options
+      verify, tables = rules_lib.build(
+          run.get('verify', config.verify),
+          run.get('verify_options', shared), target.vocab_size)
+      choose_rule(verify, drafter, [options], target.vocab_size, tables)
     except ValueError as error:
       raise ValueError(f"config.runs, {run['name']}: {error}") from error
-    out.append(Run(run['name'], drafter, params, verify))
+    out.append(Run(run['name'], drafter, params, verify, tables))
   return out
 
 
@@ -205,8 +208,9 @@ def decode(
   """Decodes all prompts once."""
   return specjax.generate(
       target, run.drafter, prompts, options, drafter_params=run.params,
-      verify=run.verify, batch_size=batch_size, seed=config.seed,
-      exact=config.exact, on_result=on_result)
+      verify=run.verify, verifier_params=run.tables,
+      batch_size=batch_size, seed=config.seed, exact=config.exact,
+      on_result=on_result)
 
 
 class _EnoughError(Exception):

@@ -19,6 +19,7 @@ from rich.table import Table
 import specjax
 from specjax.data import builtin
 from specjax.host import cli, methods
+from specjax.host import rules as rules_lib
 from specjax.host.requests import Result
 from specjax.io import output
 from specjax.io import prompts as prompts_io
@@ -42,14 +43,14 @@ def main() -> int:
   target = cli.load_target(config, mesh, quiet)
   drafter, drafter_params = methods.build(
       drafting or {'method': 'null'}, target,
-      lambda source: specjax.load(
-          source, dtype=target.lm.config.dtype, quiet=quiet))
+      cli.load_drafter(target, quiet))
+  rule, rule_params = rules_lib.build(
+      config.verify, config.verify_options.to_dict(), target.vocab_size)
 
   # --- Decode ---------------------------------------------------------
   shared: dict[str, Any] = dict(
       batch_size=min(config.batch_size, len(prompts) * options.n),
-      capacity=config.capacity, seed=config.seed, exact=config.exact,
-      verify=config.verify)
+      capacity=config.capacity, seed=config.seed, exact=config.exact)
   # All processes of a distributed run decode alike; one of them tells.
   is_first = jax.process_index() == 0
   quiet = quiet or not is_first
@@ -60,6 +61,7 @@ def main() -> int:
       outdated=[out / 'summary.json']) as file:
     results = specjax.generate(
         target, drafter, prompts, options, drafter_params=drafter_params,
+        verify=rule, verifier_params=rule_params,
         on_text=shown.text, on_progress=status,
         on_result=lambda r: file.write(row(r)), **shared)
   status.clear()

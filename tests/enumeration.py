@@ -20,12 +20,12 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy_law
 
+from specjax.certificates import reference as numpy_law
+from specjax.certificates import toys
 from specjax.core import keys, pipeline, tree, types
 from specjax.core import law as law_lib
 from specjax.core.round import emitted
-import toys
 
 # Text before the drafts, for penalties to look at.
 PROMPT, OUTPUT = [1, 0], [1]

@@ -23,13 +23,15 @@ MAY = {
     'parallel': (),
     'data': ('specjax.io',),
     'eval': ('specjax.io',),
+    'certificates': ('specjax.core', 'specjax.verify', 'specjax.drafters'),
     'distill': ('specjax.core', 'specjax.verify', 'specjax.drafters',
                 'specjax.models', 'specjax.data'),
 }
 # Of other packages, where the list is closed.
 OUTSIDE = {
     'core': {'jax', 'numpy', 'chex', 'flax'},
-    'verify': {'jax', 'numpy', 'chex', 'flax'},
+    # scipy: the linear programme of `transport_plan`, on the host.
+    'verify': {'jax', 'numpy', 'chex', 'flax', 'scipy'},
     'drafters': {'jax', 'numpy', 'chex', 'flax'},
     'parallel': {'jax', 'numpy'},
     'eval': {'jax', 'numpy', 'matplotlib'},

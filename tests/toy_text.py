@@ -11,10 +11,10 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
+from specjax.certificates import toys
 from specjax.core import tree
 from specjax.host import tiny
 from specjax.host.load import Model
-import toys
 
 VOCAB, END = 264, 256  # padded, so that meshes divide it
 _PRINTABLE = 94  # ids 0 to 93 are the bytes '!' to '~'

@@ -45,10 +45,23 @@ def row(context, purpose: Purpose, index: Array | int = 0) -> Array:
 
 def position(context, position: Array, purpose: Purpose = Purpose.MATCH):
   """Returns key[B] or [B,T], one for each absolute position int32[B(,T)]."""
+  return _at_position(context, position, purpose)
+
+
+def _at_position(context, position: Array, purpose: Purpose) -> Array:
   keys = _fold(context.keys, int(purpose))
   if position.ndim == 2:
     keys = jnp.broadcast_to(keys[:, None], position.shape)
   return _fold(keys, position)
+
+
+def shared_gumbel(context, position: Array, index: int, size: int) -> Array:
+  """Returns f32[B(,T),size]: the noise that draft and target share.
+
+  `index` tells siblings apart; 0 is the noise that sample-and-match uses.
+  """
+  keys = _at_position(context, position, Purpose.MATCH)
+  return gumbel(_fold(keys, index) if index else keys, size)
 
 
 def uniform(keys: Array, num: int) -> Array:

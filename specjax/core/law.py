@@ -41,7 +41,10 @@ class Categorical:
     return jax.nn.softmax(self.logits, axis=-1)
 
   def at(self, index: Array) -> Categorical:
-    """Returns the law of row `index int32[B]`, without the R axis."""
+    """Returns the law of row `index int32[B]`, without the R axis.
+
+    With `index int32[B,M]`, the laws of those rows.
+    """
     return Categorical(tree.take_row(self.logits, index))
 
   def log_prob(self, event: Array) -> Array:
@@ -50,6 +53,27 @@ class Categorical:
     picked = jnp.take_along_axis(
         self.logits, event[..., None], axis=-1, mode='clip')[..., 0]
     return picked - log_z
+
+  def log_prob_at(self, row: Array, event: Array) -> Array:
+    """Returns log-probabilities of events under rows of their own.
+
+    Args:
+      row: int32[T...] or [B,T...]. event: int32[B,T...].
+
+    Returns:
+      f32[B,T...]. No row of size V is gathered.
+    """
+    log_z = jax.nn.logsumexp(self.logits, axis=-1)
+    row = jnp.broadcast_to(row, event.shape)
+    pick = jax.vmap(lambda x, z, r, e: x.at[r, e].get(mode='clip')
+                    - z.at[r].get(mode='clip'))
+    return pick(self.logits, log_z, row, event)
+
+  def entropy(self) -> Array:
+    """Returns the entropy f32[B(,R)] in nats."""
+    log_p = jax.nn.log_softmax(self.logits, axis=-1)
+    p = jnp.exp(log_p)
+    return -jnp.sum(p * jnp.where(p > 0, log_p, 0.0), axis=-1)
 
   def sample(self, keys: Array) -> Array:
     """Draws int32 tokens with key[B(,R)] (consumed), by Gumbel argmax."""
@@ -70,24 +94,23 @@ class Categorical:
     """Draws from `norm(relu(scale * self - other))`, row by row.
 
     Args:
-      other: the draft's law at the rejected slot, rank [B, ...].
-      keys: key[B], consumed.
-      use: bool[B]; where unset, draws from `self` (bonus, cut draft).
-      scale: f32[B] or None (1): the path weight of block verification.
+      other: the draft's law at the rejected slots, batched as `self`.
+      keys: key[B(,R)], consumed.
+      use: bool[B(,R)]; where unset, draws from `self` (bonus, cut draft).
+      scale: f32[B(,R)] or None (1): path weight of block verification.
 
     Returns:
-      `(token int32[B], gave_up bool[B])`. A residual without mass (possible
-      by rounding only, since rejection then has probability zero) falls back
-      to `self`. Closed form, so `gave_up` is always False.
+      `(token int32[B(,R)], gave_up bool[B(,R)])`. A residual without mass
+      (possible by rounding only, since rejection then has probability zero)
+      falls back to `self`. Closed form, so `gave_up` is always False.
     """
     probs = self.probs
-    scaled = probs if scale is None else probs * scale[:, None]
+    scaled = probs if scale is None else probs * scale[..., None]
     left = jnp.maximum(scaled - other.probs, 0.0)
     mass = left.sum(axis=-1)
     usable = use & (mass > 0) & jnp.isfinite(mass)
-    weight = jnp.where(usable[:, None], left, probs)
-    logits = jnp.where(weight > 0, jnp.log(weight), -jnp.inf)
-    return Categorical(logits).sample(keys), jnp.zeros_like(use)
+    weight = jnp.where(usable[..., None], left, probs)
+    return from_weights(weight).sample(keys), jnp.zeros_like(use)
 
   def concat(self, other: Law) -> Law:
     """Stacks rows of another law over the same vocabulary along R."""
@@ -122,6 +145,16 @@ class Point:
     """Returns 0 where the event is the token, else -inf."""
     return jnp.where(event == self.value, 0.0, -jnp.inf)
 
+  def log_prob_at(self, row: Array, event: Array) -> Array:
+    """Returns 0 where the event is the token of its row, else -inf."""
+    row = jnp.broadcast_to(row, event.shape)
+    value = jax.vmap(lambda x, r: x.at[r].get(mode='clip'))(self.value, row)
+    return jnp.where(event == value, 0.0, -jnp.inf)
+
+  def entropy(self) -> Array:
+    """Returns 0."""
+    return jnp.zeros(self.value.shape, jnp.float32)
+
   def sample(self, keys: Array) -> Array:
     """Returns the token; `keys` are not used."""
     del keys
@@ -155,6 +188,11 @@ class Point:
 
 
 Law = Categorical | Point
+
+
+def from_weights(weight: Array) -> Categorical:
+  """Returns the law with probabilities proportional to `weight >= 0`."""
+  return Categorical(jnp.where(weight > 0, jnp.log(weight), -jnp.inf))
 
 
 def one_hot_logits(token: Array, vocab_size: int) -> Array:

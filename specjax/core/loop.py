@@ -49,7 +49,7 @@ def empty(engine: Engine, context: Context) -> SpecState:
       context=context,
       target=engine.target.empty(batch, capacity),
       drafter=engine.drafter.empty(batch, capacity),
-      metrics=types.empty_metrics(batch, topology.max_depth))
+      metrics=types.empty_metrics(batch, topology))
 
 
 def start(

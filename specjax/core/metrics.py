@@ -43,6 +43,8 @@ def update(
   drafted = drafted_at(draft)
   missing = metrics.drafted.shape[1] - drafted.shape[1]
   drafted = jnp.pad(drafted, ((0, 0), (0, missing)))
+  ranks = jnp.pad(rank_on_path(draft, verdict), ((0, 0), (0, missing)))
+  rank_axis = jnp.arange(metrics.ranks.shape[2])
   bad = jnp.zeros_like(active)
   if scores.finite is not None:
     bad = active & bad_rows(scores, verdict)
@@ -52,6 +54,9 @@ def update(
       histogram=metrics.histogram + (here & (bins == kept[:, None])),
       drafted=metrics.drafted + (here & drafted),
       accepted=metrics.accepted + (here & (depth_axis < kept[:, None])),
+      ranks=metrics.ranks + (
+          (here & (depth_axis < kept[:, None]))[..., None]
+          & (ranks[..., None] == rank_axis)),
       excess=metrics.excess + jnp.where(active, verdict.excess, 0.0),
       gave_up=metrics.gave_up + (active & verdict.gave_up),
       bad_round=jnp.where(first_bad, context.rounds, metrics.bad_round))
@@ -76,6 +81,28 @@ def drafted_at(draft: Draft) -> Array:
   depth = jnp.broadcast_to(depth, draft.valid.shape)
   at = depth[..., None] == 1 + jnp.arange(draft.topology.max_depth)
   return jnp.any(at & draft.valid[..., None], axis=1)
+
+
+def rank_on_path(draft: Draft, verdict: Verdict) -> Array:
+  """Returns int32[B,D]: which sibling, in draw order, the path takes.
+
+  Meaningless at depths that were not accepted.
+  """
+  topology = draft.topology
+  if topology.is_chain:
+    return jnp.zeros(draft.tokens.shape[:2], jnp.int32)
+  slot = verdict.path[:, 1:] - 1
+  rows = jnp.broadcast_to(
+      tree.parent_rows(topology, draft.parents), draft.valid.shape)
+  order = jnp.arange(topology.num_nodes)
+  if draft.sibling is not None:
+    order = draft.sibling
+  order = jnp.broadcast_to(order, draft.valid.shape)
+  parent = tree.take_row(rows, slot)
+  mine = tree.take_row(order, slot)
+  older = (rows[:, None] == parent[..., None]) & (
+      order[:, None] < mine[..., None])
+  return jnp.sum(older, axis=-1, dtype=jnp.int32)
 
 
 def summarise(

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from specjax.core import law as law_lib
+from specjax.core import numerics
 from specjax.core.types import Context, Options
 
 Array = jax.Array
@@ -69,6 +70,21 @@ def law(context: Context, logits: Array, history: Array) -> law_lib.Law:
     mixed batch are one-hot).
   """
   options = context.options
+  logits = shaped(context, logits, history)
+  if options.temperature is None:
+    token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    alive = finite(logits) if _can_forbid(options) else None
+    return law_lib.Point(token, logits.shape[-1], alive)
+  return law_lib.Categorical(_tempered(options, logits))
+
+
+def shaped(context: Context, logits: Array, history: Array) -> Array:
+  """Returns f32[B,R,V] after the stages before temperature.
+
+  Penalties, bans, constraint and minimum length applied: what a greedy row
+  takes the argmax of, and what deterministic drafters rank by.
+  """
+  options = context.options
   logits = _penalised(context, logits.astype(jnp.float32), history)
   if options.bias is not None:
     logits = logits + options.bias[:, None]
@@ -77,11 +93,7 @@ def law(context: Context, logits: Array, history: Array) -> law_lib.Law:
         options.constraint.allowed(history), logits, -jnp.inf)
   if options.min_new is not None:
     logits = _ban_early_eos(context, logits, history)
-  if options.temperature is None:
-    token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    alive = finite(logits) if _can_forbid(options) else None
-    return law_lib.Point(token, logits.shape[-1], alive)
-  return law_lib.Categorical(_tempered(options, logits))
+  return logits
 
 
 def healthy(context: Context, logits: Array, law: law_lib.Law) -> Array:
@@ -208,15 +220,22 @@ def _ordered(x: Array) -> Array:
 def _threshold(logits: Array, weight: Array, want: Array) -> Array:
   """Returns the largest key t with `sum(weight[key >= t]) >= want`.
 
-  Bisection over the 32 bits of the float: exact, no sort of V entries (a
-  sort of [17, 151936] costs more than the forward pass of a small model).
+  A search over the 32 bits of the float: exact, no sort of V entries (a sort
+  of [17, 151936] costs more than the forward pass of a small model). On
+  accelerators four bits a pass, unrolled.
   """
   key = _ordered(logits)
+  bits = 1 if numerics.on_cpu() else 4
 
-  def step(i: Array, found: Array) -> Array:
-    trial = found | (jnp.uint32(1) << (31 - i).astype(jnp.uint32))
-    mass = jnp.sum(jnp.where(key >= trial, weight, 0.0), -1, keepdims=True)
-    return jnp.where(mass >= want, trial, found)
+  def step(i: Array | int, found: Array) -> Array:
+    shift = jnp.asarray(32 - bits - bits * i, jnp.uint32)
+    trials = [found | (jnp.uint32(j) << shift) for j in range(1, 2**bits)]
+    mass = numerics.sums([
+        jnp.where(key >= trial[..., None], weight, 0.0) for trial in trials])
+    passed = [(m >= want[..., 0]).astype(jnp.uint32) for m in mass]
+    return found | (sum(passed[1:], passed[0]) << shift)
 
-  start = jnp.zeros(logits.shape[:-1] + (1,), jnp.uint32)
-  return jax.lax.fori_loop(0, 32, step, start)
+  found = jax.lax.fori_loop(
+      0, 32 // bits, step, jnp.zeros(logits.shape[:-1], jnp.uint32),
+      unroll=not numerics.on_cpu())
+  return found[..., None]

@@ -54,7 +54,8 @@ def round(engine: Engine, params: Models, state: SpecState) -> SpecState:  # pyl
   target, drafter, verifier = engine
   draft, state = drafter.propose(params, state)
   _check_draft(state.context, draft)
-  scores, state = target.score(params, state, draft, drafter.taps)
+  taps = tuple(dict.fromkeys(drafter.taps + verifier.taps))
+  scores, state = target.score(params, state, draft, taps)
   verdict = verifier.verify(params, state.context, draft, scores)
   _check_verdict(draft, verdict)
   state = target.commit(state, draft, verdict)

@@ -6,6 +6,7 @@ row i + 1. `parents` holds rows. A chain of K drafts is `chain(K)`.
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Sequence
 import dataclasses
 
@@ -52,6 +53,16 @@ class Topology:
             f'parents[{slot}]={parent}: a parent is a row in [0, {slot}] '
             '(0 is the root, slot i is row i + 1), so that it comes before '
             'its children and there is no cycle')
+    deepest = max(self.depth, default=0)
+    if deepest != self.max_depth:
+      raise ValueError(f'max_depth={self.max_depth}: these parents make a '
+                       f'tree that is {deepest} deep')
+    most = max((len(kids) for kids in self.children), default=0)
+    if most != self.max_children:
+      raise ValueError(f'max_children={self.max_children}: these parents '
+                       f'have up to {most}')
+    if self.is_chain != (self.parents == tuple(range(self.num_nodes))):
+      raise ValueError(f'is_chain={self.is_chain}: the parents disagree')
 
   @property
   def depth(self) -> tuple[int, ...]:
@@ -62,6 +73,23 @@ class Topology:
     for parent in self.parents:
       depth.append(depth[parent] + 1)
     return tuple(depth[1:])
+
+  @property
+  def children(self) -> tuple[tuple[int, ...], ...]:
+    """Slots below each row, in order; N + 1 entries. Static only."""
+    if self.parents is None:
+      raise ValueError('a dynamic topology has no static children')
+    below: list[list[int]] = [[] for _ in range(self.num_nodes + 1)]
+    for slot, parent in enumerate(self.parents):
+      below[parent].append(slot)
+    return tuple(tuple(b) for b in below)
+
+  @property
+  def internal(self) -> tuple[int, ...]:
+    """Rows that have children; all rows when parents are computed."""
+    if self.parents is None:
+      return tuple(range(self.num_nodes + 1))
+    return tuple(sorted(set(self.parents)))
 
 
 def chain(num_draft: int) -> Topology:
@@ -77,13 +105,13 @@ def chain(num_draft: int) -> Topology:
 def from_parents(parents: Sequence[int]) -> Topology:
   """Returns the topology with these parents (rows; 0 is the root)."""
   parents = tuple(int(p) for p in parents)
-  probe = Topology(
-      num_nodes=len(parents), max_depth=len(parents), max_children=0,
-      is_chain=False, parents=parents)
-  children = np.bincount(np.asarray(parents, int), minlength=1)
+  depth = [0]
+  for slot, parent in enumerate(parents):
+    # A bad parent is reported by Topology itself.
+    depth.append(depth[parent] + 1 if 0 <= parent <= slot else 0)
   return Topology(
-      num_nodes=len(parents), max_depth=max(probe.depth, default=0),
-      max_children=int(children.max(initial=0)) if parents else 0,
+      num_nodes=len(parents), max_depth=max(depth),
+      max_children=max(collections.Counter(parents).values(), default=0),
       is_chain=parents == tuple(range(len(parents))), parents=parents)
 
 
@@ -150,6 +178,85 @@ def history(topology: Topology, parents: Array | None, tokens: Array) -> Array:
     row = jnp.where(mine, tokens[:, slot, None], above)
     path = path.at[:, slot + 1].set(row)
   return path
+
+
+def children(
+    topology: Topology, parents: Array | None, sibling: Array | None,
+) -> tuple[Array, Array]:
+  """Returns the slots below each internal row, in draw order.
+
+  Args:
+    topology: static shape, N slots, C = max_children.
+    parents: int32[B,N] for dynamic trees, else None.
+    sibling: draw order int32[N] or [B,N], unique under a parent; None is
+      the order of slots.
+
+  Returns:
+    `(slots int32, exists bool)`, [M,C] for a static order, else [B,M,C];
+    rows as in `topology.internal`. Where `exists` is unset the slot is 0.
+  """
+  most = topology.max_children
+  if topology.parents is not None and sibling is None:
+    kids = [topology.children[row] for row in topology.internal]
+    table = np.zeros((len(kids), most), np.int32)
+    for i, below in enumerate(kids):
+      table[i, :len(below)] = below
+    some = np.arange(most) < np.array([[len(k)] for k in kids])
+    return jnp.asarray(table), jnp.asarray(some.reshape(table.shape))
+  rows = parent_rows(topology, parents)
+  num = topology.num_nodes
+  order = jnp.arange(num) if sibling is None else sibling
+  internal = jnp.asarray(topology.internal, jnp.int32)
+  mine = rows[..., None, :] == internal[:, None]
+  key = jnp.where(mine, order[..., None, :], num)
+  negative, slots = jax.lax.top_k(-key, most)
+  exists = negative > -num
+  return jnp.where(exists, slots, 0), exists
+
+
+def path_to(
+    topology: Topology, parents: Array | None, row: Array
+) -> tuple[Array, Array]:
+  """Returns the path to `row int32[B]`: `(path int32[B,D+1], depth [B])`.
+
+  Rows of Scores, root first, padded with N + 1.
+  """
+  padding = topology.num_nodes + 1
+  level = jnp.arange(topology.max_depth + 1)
+  if topology.is_chain:
+    return jnp.where(level <= row[:, None], level, padding), row
+  above = ancestors(topology, parents)
+  above = jnp.broadcast_to(above, row.shape + above.shape[-2:])
+  above = take_row(above, row)  # [B,N+1]
+  depth = node_depth(topology, parents)
+  depth = jnp.pad(depth, [(0, 0)] * (depth.ndim - 1) + [(1, 0)])
+  depth = jnp.broadcast_to(depth, above.shape)
+  at = above[..., None] & (depth[..., None] == level)
+  rows = jnp.arange(padding)[:, None]
+  path = jnp.min(jnp.where(at, rows, padding), axis=1)
+  return path.astype(jnp.int32), jnp.max(jnp.where(above, depth, 0), axis=1)
+
+
+def deepest(
+    topology: Topology, parents: Array | None, alive: Array,
+    tie: Array | None = None,
+) -> Array:
+  """Returns the deepest row that `alive bool[B,N]` slots lead to, int32[B].
+
+  A row is reached when its slot and all slots above it are alive. Among
+  equally deep ones the largest `tie f32[B,N]` wins, then the first slot.
+  """
+  if topology.is_chain:
+    count = jnp.cumprod(alive.astype(jnp.int32), axis=1)
+    return jnp.sum(count, axis=1, dtype=jnp.int32)
+  above = ancestors(topology, parents)[..., 1:, 1:]
+  reached = jnp.all(alive[:, None, :] | ~above, axis=-1)
+  depth = jnp.where(reached, node_depth(topology, parents), 0)
+  best = jnp.max(depth, axis=1, keepdims=True)
+  is_best = (depth == best) & reached
+  score = jnp.zeros(alive.shape) if tie is None else tie
+  slot = jnp.argmax(jnp.where(is_best, score, -jnp.inf), axis=1)
+  return jnp.where(best[:, 0] > 0, slot + 1, 0).astype(jnp.int32)
 
 
 def take_row(x: Array, index: Array) -> Array:

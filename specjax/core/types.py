@@ -23,11 +23,13 @@ Array = jax.Array
 PyTree = Any
 
 # How a drafted token was chosen. Traced, since combinators mix them in a row.
+# A point stands for the one-hot law of its token.
 IID = 0  # drawn from `draft_law`; siblings independent, with replacement
 WITHOUT_REPLACEMENT = 1  # drawn from `draft_law` renormalised over the rest
 TOP_PLUS_ONE = 2  # all but the last sibling deterministic, the last drawn
 POINT = 3  # deterministic, or drawn from a law that nobody can state
 MATCH = 4  # like POINT, and to be verified by sample-and-match
+MODE_NAMES = ('iid', 'without_replacement', 'top_plus_one', 'point', 'match')
 
 
 class Models(struct.PyTreeNode, kw_only=True):
@@ -90,6 +92,7 @@ class Metrics(struct.PyTreeNode, kw_only=True):
   histogram: Array  # int32[B,D+1]: rounds by number of accepted drafts
   drafted: Array  # int32[B,D]: rounds that drafted at this depth
   accepted: Array  # int32[B,D]: rounds that accepted at this depth (joint)
+  ranks: Array  # int32[B,D,C]: ... of them by draw order among siblings
   excess: Array  # f32[B]: sum over rounds of the one-step TV estimate
   gave_up: Array  # int32[B]: capped residual draws
   bad_round: Array  # int32[B]: first round with non-finite logits, or -1
@@ -206,8 +209,8 @@ class Drafter(Protocol):
     ...
 
   @property
-  def states_law(self) -> bool:
-    """Whether drafts come with the law that they were drawn from."""
+  def modes(self) -> tuple[int, ...]:
+    """Ways in which slots are chosen (IID, ...) when rows are sampled."""
     ...
 
   def empty(self, batch: int, capacity: int) -> PyTree:
@@ -248,13 +251,25 @@ class Verifier(Protocol):
   """An acceptance rule. A frozen, hashable dataclass."""
 
   @property
-  def needs_law(self) -> bool:
-    """Whether drafts must state the law that they were drawn from."""
+  def name(self) -> str:
+    """Its name in configs and summaries."""
     ...
 
   @property
   def lossy(self) -> bool:
     """Whether the output law may differ from the target's."""
+    ...
+
+  @property
+  def taps(self) -> tuple[str, ...]:
+    """Names of the target's hidden states that this rule reads."""
+    ...
+
+  def check(
+      self, topology: Topology, modes: tuple[int, ...], vocab_size: int,
+      params: PyTree,
+  ) -> None:
+    """Raises ValueError when it cannot verify such drafts. On the host."""
     ...
 
   def verify(
@@ -264,12 +279,14 @@ class Verifier(Protocol):
     ...
 
 
-def empty_metrics(batch: int, max_depth: int) -> Metrics:
+def empty_metrics(batch: int, topology: Topology) -> Metrics:
   """Returns zeroed counters for `batch` rows."""
+  max_depth, most = topology.max_depth, topology.max_children
   return Metrics(
       histogram=jnp.zeros((batch, max_depth + 1), jnp.int32),
       drafted=jnp.zeros((batch, max_depth), jnp.int32),
       accepted=jnp.zeros((batch, max_depth), jnp.int32),
+      ranks=jnp.zeros((batch, max_depth, most), jnp.int32),
       excess=jnp.zeros((batch,), jnp.float32),
       gave_up=jnp.zeros((batch,), jnp.int32),
       bad_round=jnp.full((batch,), -1, jnp.int32),

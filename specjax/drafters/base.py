@@ -1,4 +1,4 @@
-"""What most drafters share: a chain, no taps, no state, nothing to sync."""
+"""What most drafters share: no taps, no state, nothing to sync."""
 
 from __future__ import annotations
 
@@ -12,39 +12,18 @@ from specjax.core.types import POINT, Draft, SpecState
 
 
 @dataclasses.dataclass(frozen=True)
-class ChainDrafter:
-  """Defaults of a drafter that proposes K tokens one after another.
-
-  Attributes:
-    num_speculative_tokens: K, the static width of the block is K + 1.
-  """
-
-  num_speculative_tokens: int = 0
-
-  # Whether drafts come with the law that they were drawn from.
-  states_law = False
-  # Whether any drafts at all can be proposed with K = 0.
-  least = 1
-
-  def __post_init__(self):
-    if self.num_speculative_tokens < self.least:
-      raise ValueError(
-          f'num_speculative_tokens={self.num_speculative_tokens}: '
-          f'{type(self).__name__} needs >= {self.least}')
+class Drafter:
+  """Defaults of a drafter: no taps, no state, nothing to sync."""
 
   @property
-  def topology(self) -> tree.Topology:
-    """A chain of K."""
-    return tree.chain(self.num_speculative_tokens)
+  def modes(self) -> tuple[int, ...]:
+    """Ways in which slots are chosen when rows are sampled."""
+    return (POINT,)
 
   @property
   def taps(self) -> tuple[str, ...]:
     """No hidden states are read."""
     return ()
-
-  def narrow(self, num_draft: int) -> ChainDrafter:
-    """Returns this drafter with K = `num_draft` over the same state."""
-    return dataclasses.replace(self, num_speculative_tokens=num_draft)
 
   def empty(self, batch: int, capacity: int) -> Any:
     """No state."""
@@ -60,6 +39,35 @@ class ChainDrafter:
     """Nothing to learn."""
     del params, draft, scores, verdict
     return state
+
+
+@dataclasses.dataclass(frozen=True)
+class ChainDrafter(Drafter):
+  """Defaults of a drafter that proposes K tokens one after another.
+
+  Attributes:
+    num_speculative_tokens: K, the static width of the block is K + 1.
+  """
+
+  num_speculative_tokens: int = 0
+
+  # Whether any drafts at all can be proposed with K = 0.
+  least = 1
+
+  def __post_init__(self):
+    if self.num_speculative_tokens < self.least:
+      raise ValueError(
+          f'num_speculative_tokens={self.num_speculative_tokens}: '
+          f'{type(self).__name__} needs >= {self.least}')
+
+  @property
+  def topology(self) -> tree.Topology:
+    """A chain of K."""
+    return tree.chain(self.num_speculative_tokens)
+
+  def narrow(self, num_draft: int) -> ChainDrafter:
+    """Returns this drafter with K = `num_draft` over the same state."""
+    return dataclasses.replace(self, num_speculative_tokens=num_draft)
 
 
 def point_draft(topology: tree.Topology, tokens, valid, **kwargs) -> Draft:

@@ -59,8 +59,8 @@ class Adaptive:
     return self.drafter.taps
 
   @property
-  def states_law(self) -> bool:
-    return self.drafter.states_law
+  def modes(self) -> tuple[int, ...]:
+    return self.drafter.modes
 
   @property
   def variants(self) -> tuple[Any, ...]:

@@ -54,7 +54,7 @@ class Lookup(base.ChainDrafter):
     del params
     context = state.context
     end, hit = self.find(context.tokens, context.length)
-    tokens, valid = _copy(
+    tokens, valid = copy_text(
         context.tokens, end + 1, jnp.where(hit, context.length, 0),
         self.num_speculative_tokens, context.options.eos)
     return base.point_draft(self.topology, tokens, valid), state
@@ -69,15 +69,21 @@ class Lookup(base.ChainDrafter):
       `(end int32[B], hit bool[B])`: index of the last token of the match.
       The suffix never matches itself, but may overlap it.
     """
+    score = self.score(tokens, length)
+    end = jnp.argmax(score, axis=1)
+    return end.astype(jnp.int32), jnp.max(score, axis=1) >= 0
+
+  def score(self, tokens: Array, length: Array) -> Array:
+    """Returns how good a match ends at each place, int32[B,S]; -1: none.
+
+    Longer suffixes score higher, then newer (or older) ones.
+    """
     size = tokens.shape[1]
     pos = jnp.arange(size)
     run = _suffix_run(tokens, length, pos < length[:, None] - 1,
                       tokens, self.prompt_lookup_max)
     tie = pos if self.prefer == 'newest' else size - 1 - pos
-    score = jnp.where(run >= self.prompt_lookup_min, run * size + tie, -1)
-    end = jnp.argmax(score, axis=1)
-    hit = jnp.max(score, axis=1) >= 0
-    return end.astype(jnp.int32), hit
+    return jnp.where(run >= self.prompt_lookup_min, run * size + tie, -1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +126,7 @@ class InputGuided(base.ChainDrafter):
     pointer = state.drafter['pointer']
     pointer = jnp.where(pointer == -1, start, pointer)
     stop = jnp.where(pointer >= 0, end, 0)
-    tokens, valid = _copy(
+    tokens, valid = copy_text(
         context.tokens, jnp.maximum(pointer, 0), stop,
         self.num_speculative_tokens, context.options.eos)
     draft = base.point_draft(self.topology, tokens, valid)
@@ -162,7 +168,7 @@ def _suffix_run(
   return run
 
 
-def _copy(
+def copy_text(
     tokens: Array, start: Array, stop: Array, num: int,
     eos: Array | None,
 ) -> tuple[Array, Array]:

@@ -6,6 +6,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from specjax.core.tree import Topology
 from specjax.core.types import Draft, Models, SpecState
 from specjax.drafters import base
 
@@ -14,13 +15,25 @@ from specjax.drafters import base
 class Null(base.ChainDrafter):
   """Proposes nothing.
 
-  With K = 0 this is plain decoding. With K > 0 the block is padded with
-  tokens that are never accepted: the reference that any drafter with K
-  drafts must equal bit for bit under a greedy or matching rule.
+  With K = 0 this is plain decoding. With K > 0, or with a tree, the block is
+  padded with tokens that are never accepted: the reference that any drafter
+  of that shape must equal bit for bit under a greedy or matching rule (trees:
+  where the target promises it).
+
+  Attributes:
+    num_speculative_tokens: K >= 0, for a chain.
+    tree: a static topology instead.
   """
 
-  states_law = True  # nothing is drawn, so nothing is misstated
+  tree: Topology | None = None
+
+  modes = ()  # nothing is drawn
   least = 0
+
+  @property
+  def topology(self) -> Topology:
+    """A chain of K, or the tree."""
+    return super().topology if self.tree is None else self.tree
 
   def propose(
       self, params: Models, state: SpecState

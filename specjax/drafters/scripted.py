@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 import jax.numpy as jnp
+import numpy as np
 
 from specjax.core import keys, tree
+from specjax.core.tree import Topology
 from specjax.core.types import Draft, Models, SpecState
 from specjax.drafters import base
 
@@ -49,3 +51,54 @@ class Scripted(base.ChainDrafter):
     tokens = jnp.where(noise < self.keep, tokens, spoilt)
     valid = jnp.broadcast_to(~context.done[:, None], tokens.shape)
     return base.point_draft(self.topology, tokens, valid), state
+
+
+@dataclasses.dataclass(frozen=True)
+class ScriptedTree(base.Drafter):
+  """Proposes the script along a random path through a tree.
+
+  After every node one child, any of them, has the script's next token (with
+  probability `keep`); the others are near it in number. So paths through all
+  parts of the tree are accepted.
+
+  Attributes:
+    tree: a static topology.
+    keep: probability that the right child is left as scripted, in [0, 1].
+  """
+
+  tree: Topology
+  keep: float = 1.0
+
+  def __post_init__(self):
+    if self.tree.parents is None:
+      raise ValueError('ScriptedTree needs a static topology')
+    if not 0 <= self.keep <= 1:
+      raise ValueError(f'keep={self.keep}: must be in [0, 1]')
+
+  @property
+  def topology(self) -> Topology:
+    """The tree."""
+    return self.tree
+
+  def propose(
+      self, params: Models, state: SpecState
+  ) -> tuple[Draft, SpecState]:
+    """Copies the script into a path; the rest is wrong."""
+    del params
+    context, num = state.context, self.tree.num_nodes
+    if context.condition is None or 'script' not in context.condition:
+      raise ValueError("ScriptedTree needs condition['script'] int32[B,S]")
+    rank, siblings = np.zeros((2, num), np.int32)
+    for slots in self.tree.children:
+      rank[list(slots)] = np.arange(len(slots))
+      siblings[list(slots)] = len(slots)
+    noise = keys.uniform(keys.row(context, keys.Purpose.DRAFT), 2 * num + 1)
+    lucky = noise[:, np.asarray(self.tree.parents)] * siblings
+    right = lucky.astype(jnp.int32) == rank
+    right &= noise[:, num + 1:] < self.keep
+    index = context.length[:, None] + np.asarray(self.tree.depth) - 1
+    token = tree.take_row(context.condition['script'], index)
+    other = jnp.where(token > rank, token - 1 - rank, token + 1 + rank)
+    valid = jnp.broadcast_to(~context.done[:, None], token.shape)
+    return base.point_draft(
+        self.tree, jnp.where(right, token, other), valid), state

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,30 +11,12 @@ import jax.numpy as jnp
 from specjax.core import keys, pipeline, tree
 from specjax.core import law as law_lib
 from specjax.core.types import IID, POINT, Draft, Models, SpecState
-from specjax.drafters import base
+from specjax.drafters import base, cached
 
 Array = jax.Array
 
 # Tokens fed at a time when the drafter's cache is far behind (`resync`).
 _RESYNC_BLOCK = 16
-
-
-class CachedModel(Protocol):
-  """What this drafter needs of a language model (`models.CausalLM`)."""
-
-  def empty(self, batch: int, capacity: int) -> Any: ...
-
-  def extend(
-      self, params: Any, cache: Any, tokens: Array, base: Array, fed: Array
-  ) -> tuple[Array, Any]:
-    """Feeds `tokens [B,T]` at slots `base + t`: last row's logits, cache."""
-    ...
-
-  def feed(
-      self, params: Any, cache: Any, tokens: Array, base: Array, fed: Array
-  ) -> Any:
-    """The same without logits: returns the cache."""
-    ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +51,7 @@ class SmallLM(base.ChainDrafter):
   resync: bool = False
   unroll: bool = False
 
-  states_law = True
+  modes = (IID,)
 
   def __post_init__(self):
     super().__post_init__()
@@ -87,20 +69,11 @@ class SmallLM(base.ChainDrafter):
     return dataclasses.replace(self, resync=True)
 
   def empty(self, batch: int, capacity: int) -> Any:
-    """Returns the model's cache and how many tokens it holds per row."""
-    return {'model': self.model.empty(batch, capacity),
-            'held': jnp.zeros((batch,), jnp.int32)}
+    return cached.empty(self.model, batch, capacity)
 
   def init(self, params, state, position, fed, taps) -> SpecState:
-    """Feeds a chunk of the prompt."""
     del taps
-    tokens = tree.take_row(state.context.tokens, position)
-    cache = self.model.feed(
-        params.drafter, state.drafter['model'], tokens, position[:, 0], fed)
-    held = jnp.maximum(
-        state.drafter['held'],
-        jnp.max(jnp.where(fed, position + 1, 0), axis=1))
-    return state.replace(drafter={'model': cache, 'held': held})
+    return cached.init(self.model, params, state, position, fed)
 
   def propose(
       self, params: Models, state: SpecState
@@ -110,11 +83,8 @@ class SmallLM(base.ChainDrafter):
     cache = state.drafter['model']
     if self.resync:
       cache = self._refill(params, state, cache)
-    base_slot = context.root - (self.catch_up - 1)
-    slot = base_slot[:, None] + jnp.arange(self.catch_up)
-    tokens = tree.take_row(context.tokens, slot)
-    logits, cache = self.model.extend(
-        params.drafter, cache, tokens, base_slot, slot >= 0)
+    logits, cache = cached.catch_up(
+        self.model, params, state, cache, self.catch_up)
     steps = _Steps(self, params, context)
     out, cache = steps.run(logits, cache)
     tokens, valid, confidence, kept = out

@@ -154,6 +154,19 @@ def load_target(config, mesh: Any, quiet: bool) -> Model:
   return model
 
 
+def load_drafter(target: Model, quiet: bool) -> Callable[[str], Model]:
+  """Returns what loads a draft model in the target's dtype.
+
+  'random' is the tiny model, whatever the target.
+  """
+  def source_of(source: str) -> Model:
+    if source == 'random':
+      return tiny.model()
+    return load(source, dtype=target.lm.config.dtype, quiet=quiet)
+
+  return source_of
+
+
 def mesh(shape: tuple[int, int] | None):
   """Returns the mesh of a config, or None for a single device."""
   if shape is None or tuple(shape) == (1, 1):

@@ -291,7 +291,8 @@ class _Run:
         request=text.request, tokens=tuple(text.tokens), text=text.text,
         finish_reason=text.reason,
         step_lengths=tuple(steps.tolist()), drafted=drafted,
-        accepted=accepted, excess=float(seen['metrics'].excess[row]),
+        accepted=accepted, ranks=np.asarray(seen['metrics'].ranks[row]),
+        excess=float(seen['metrics'].excess[row]),
         ttft_s=text.ttft_s,
         wall_s=now - text.begun, log_probs=log_probs)
     self.rows[row] = None

@@ -9,7 +9,14 @@ import warnings
 
 from specjax import verify as rules
 from specjax.core.round import Engine
-from specjax.core.types import Models
+from specjax.core.types import (
+  IID,
+  MATCH,
+  POINT,
+  TOP_PLUS_ONE,
+  WITHOUT_REPLACEMENT,
+  Models,
+)
 from specjax.drafters import Null, SmallLM
 from specjax.host import methods
 from specjax.host import requests as requests_lib
@@ -31,7 +38,8 @@ _PREFILL_CHUNK = 64
 def generate(
     target: Model, drafter: Any, prompts: Sequence[Any],
     sampling: Sampling | Sequence[Sampling] | None = None, *,
-    drafter_params: Any = None, verify: str | Any = 'auto',
+    drafter_params: Any = None, verify: Any = 'auto',
+    verifier_params: Any = None,
     batch_size: int | None = None, capacity: int | None = None,
     seed: int = 0, exact: bool = False, rounds_per_chunk: int = 16,
     constraint: Any = None,
@@ -56,8 +64,11 @@ def generate(
       of token ids, or an `io.prompts.Prompt` (whose turns are a dialogue).
     sampling: one for all prompts, or one for each; None is greedy.
     drafter_params: parameters of `drafter`, when it has any.
-    verify: a rule or its name; 'auto' is 'greedy' when all prompts are,
-      else 'block' for drafters that state their law, else 'match'.
+    verify: a rule, its name, or `{'name': ..., **options}`; 'auto' is
+      'greedy' when all prompts are, else the exact rule that accepts most
+      of such drafts ('block', 'traversal', 'greedy_multi_draft', 'match').
+    verifier_params: arrays of the rule: a judge's head, LANTERN's
+      neighbours.
     batch_size: slots; None takes min(8, number of requests).
     capacity: tokens a slot can hold, prompt included; None fits all.
     seed: of the run; requests without a seed of their own derive theirs.
@@ -87,7 +98,8 @@ def generate(
       Dialogue(target, prompt, one, index, seed)
       for index, (prompt, one) in enumerate(zip(prompts, samplings))]
   first = [r for d in dialogues for r in d.first()]
-  rule = choose_rule(verify, drafter, samplings)
+  rule = choose_rule(
+      verify, drafter, samplings, target.vocab_size, verifier_params)
   _check_width(target, drafter)
   size = capacity or _round_up(max(d.longest() for d in dialogues))
   batch = batch_size or min(8, len(first))
@@ -96,7 +108,8 @@ def generate(
   stages = requests_lib.stages(first, len(target.eos))
   decoder = Decoder(
       Engine(target.lm, drafter, rule),
-      Models(target=target.params, drafter=drafter_params),
+      Models(target=target.params, drafter=drafter_params,
+             verifier=verifier_params),
       batch=batch, size=size, stages=stages, vocab_size=target.vocab_size,
       eos=target.eos, tokenizer=target.tokenizer,
       chunk=min(_PREFILL_CHUNK, target.lm.chunk), mesh=target.mesh, exact=exact,
@@ -131,29 +144,44 @@ def generate(
 
 
 def choose_rule(
-    verify: str | Any, drafter: Any, samplings: Sequence[Sampling]
+    verify: Any, drafter: Any, samplings: Sequence[Sampling],
+    vocab_size: int = 2, verifier_params: Any = None,
 ) -> Any:
-  """Returns the rule to use; raises ValueError for a combination without."""
+  """Returns the rule to use; raises ValueError for a combination without.
+
+  Args:
+    verify: 'auto', a name, `{'name': ..., **options}`, or a rule.
+    drafter, samplings: what it has to verify.
+    vocab_size: of the target. verifier_params: tables or heads of the rule.
+  """
   greedy = all(s.is_greedy for s in samplings)
   if verify == 'auto':
-    verify = 'match'
-    if greedy:
-      verify = 'greedy'
-    elif drafter.states_law and drafter.topology.num_nodes:
-      verify = 'block'
+    verify = 'greedy' if greedy else _best_rule(drafter)
+  if isinstance(verify, Mapping):
+    verify = rules.get(**verify)
   rule = rules.get(verify) if isinstance(verify, str) else verify
   if rule.name == 'greedy' and not greedy:
     raise ValueError("verify='greedy' is exact at temperature 0 only; use "
                      "'auto', 'match' or 'speculative' for sampled rows")
-  if rule.needs_law and not drafter.states_law:
-    raise ValueError(
-        f'verify={rule.name!r} needs the law that drafts were drawn from, '
-        f"and {type(drafter).__name__} is deterministic: use 'match' or "
-        "'speculative'")
-  if rule.needs_law and greedy:
-    # Greedy drafts are points: the rules coincide, and the law is not kept.
+  rule.check(drafter.topology, drafter.modes, vocab_size, verifier_params)
+  if greedy and not rule.lossy and isinstance(rule, rules.RULES):
+    # Greedy drafts are points, and all exact rules coincide.
     return rules.get('greedy')
   return rule
+
+
+def _best_rule(drafter: Any) -> str:
+  """Returns the name of the exact rule that accepts most, for its cost."""
+  kinds, topology = set(drafter.modes), drafter.topology
+  if kinds <= {POINT, MATCH} or topology.num_nodes == 0:
+    return 'match'
+  if kinds <= {TOP_PLUS_ONE, POINT}:
+    return 'greedy_multi_draft'
+  if topology.is_chain:
+    return 'block' if kinds <= {IID} else 'speculative'
+  if kinds <= {IID, WITHOUT_REPLACEMENT} and topology.parents is not None:
+    return 'traversal'
+  return 'speculative'
 
 
 def describe(drafter: Any) -> str:

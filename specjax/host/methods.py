@@ -7,8 +7,18 @@ import dataclasses
 import numbers
 from typing import Any
 
-from specjax.core import control
-from specjax.drafters import Adaptive, InputGuided, Lookup, Null, SmallLM
+from specjax.core import control, topologies
+from specjax.core import tree as tree_lib
+from specjax.drafters import (
+  Adaptive,
+  GrownLM,
+  InputGuided,
+  Lookup,
+  LookupTree,
+  Null,
+  SmallLM,
+  TreeLM,
+)
 from specjax.host.load import Model
 
 # Other engines' names for the same thing -> the one that we print.
@@ -19,6 +29,11 @@ _ALIASES = {
     'max_matching_ngram_size': 'prompt_lookup_max',
     'assistant_confidence_threshold': 'draft_confidence_threshold',
     'num_assistant_tokens_schedule': 'draft_len_schedule',
+    'max_total_draft_tokens': 'num_speculative_tokens',
+    'speculative_num_draft_tokens': 'num_speculative_tokens',
+    'speculative_eagle_topk': 'tree_top_k',
+    'dynamic_tree_max_topK': 'tree_top_k',
+    'speculative_num_steps': 'tree_depth',
 }
 _METHODS = {'ngram_gpu': 'ngram', 'prompt_lookup': 'ngram', 'lookup': 'ngram',
             'none': 'null', 'iad': 'input_guided'}
@@ -26,19 +41,28 @@ _SHARED = {'method', 'num_speculative_tokens', 'draft_len_schedule',
            'exact_shape', 'draft_cost', 'widths'}
 _KEYS = {
     'null': set(),
-    'ngram': {'prompt_lookup_min', 'prompt_lookup_max', 'prefer'},
+    'ngram': {'prompt_lookup_min', 'prompt_lookup_max', 'prefer',
+              'prompt_lookup_lengths'},
     'input_guided': {'max_ngram'},
-    'draft_model': {'model', 'draft_confidence_threshold'},
+    'draft_model': {'model', 'draft_confidence_threshold',
+                    'speculative_token_tree', 'draft_sample_method',
+                    'use_dynamic_tree', 'tree_depth', 'tree_top_k'},
 }
 _TYPES: dict[str, Any] = {
     'method': str, 'num_speculative_tokens': int, 'draft_len_schedule': str,
     'exact_shape': bool, 'draft_cost': numbers.Real, 'widths': Sequence,
     'prompt_lookup_min': int, 'prompt_lookup_max': int, 'prefer': str,
     'max_ngram': int, 'model': (str, Model),
-    'draft_confidence_threshold': numbers.Real}
+    'draft_confidence_threshold': numbers.Real,
+    'prompt_lookup_lengths': Sequence, 'use_dynamic_tree': bool,
+    'speculative_token_tree': (str, Sequence, tree_lib.Topology),
+    'draft_sample_method': str, 'tree_depth': int, 'tree_top_k': int}
 _TYPE_NAMES = {str: 'a string', int: 'an integer', bool: 'true or false',
                numbers.Real: 'a number', Sequence: 'a list of integers',
-               (str, Model): 'a source or a Model'}
+               (str, Model): 'a source or a Model',
+               (str, Sequence, tree_lib.Topology): 'a tree'}
+# vLLM's words for how a drafter chooses its tokens.
+_SAMPLE_METHODS = {'greedy': 'top_k', 'probabilistic': 'iid'}
 _SCHEDULES = ('constant', 'heuristic', 'confidence', 'tracking')
 
 
@@ -56,6 +80,11 @@ def build(
       `exact_shape`, `widths` (block widths compiled beside K when
       `exact_shape` is false), `draft_cost`, `prefer`, `max_ngram`. With
       `model` and no `method` the method is 'draft_model', as in vLLM.
+      Trees: `prompt_lookup_lengths` (tokens of each match, side by side);
+      `speculative_token_tree` (`core.topologies.parse`) with
+      `draft_sample_method` ('iid', 'without_replacement', 'top_k',
+      'top_plus_one', 'coupled'); or `use_dynamic_tree` with `tree_depth`
+      and `tree_top_k`, `num_speculative_tokens` nodes.
     target: the model that will verify.
     load: loads `config['model']` when that is a source, not a `Model`.
 
@@ -98,7 +127,7 @@ def _plain(method: str, config: dict[str, Any], target: Model, load):
         'prompt_lookup_max')
     if low is not None and high is None:
       kwargs['prompt_lookup_max'] = max(low, Lookup.prompt_lookup_max)
-    return Lookup(**kwargs), None
+    return _lookup(kwargs), None
   if method == 'input_guided':
     return InputGuided(**kwargs), None
   model = kwargs.pop('model', None)
@@ -106,10 +135,55 @@ def _plain(method: str, config: dict[str, Any], target: Model, load):
     model = load(model)
   if not isinstance(model, Model):
     raise ValueError("method 'draft_model' needs 'model'")
-  lm = draft_lm(target, model)
+  return _small(draft_lm(target, model), kwargs), model.params
+
+
+def _lookup(kwargs: dict[str, Any]) -> Any:
+  """Returns prompt lookup with one match, or with several."""
+  lengths = kwargs.pop('prompt_lookup_lengths', None)
+  if lengths is None:
+    return Lookup(**kwargs)
+  if 'num_speculative_tokens' in kwargs:
+    raise ValueError('prompt_lookup_lengths and num_speculative_tokens: give '
+                     'one of them')
+  return LookupTree(lengths=tuple(lengths), **kwargs)
+
+
+def _small(lm: Any, kwargs: dict[str, Any]) -> Any:
+  """Returns a small model's drafter: a chain, a static tree, a grown one."""
   threshold = kwargs.pop('draft_confidence_threshold', 0.0)
-  drafter = SmallLM(model=lm, confidence_threshold=threshold, **kwargs)
-  return drafter, model.params
+  tree = kwargs.pop('speculative_token_tree', None)
+  method = kwargs.pop('draft_sample_method', None)
+  method = _SAMPLE_METHODS.get(str(method), method)
+  dynamic = kwargs.pop('use_dynamic_tree', False)
+  if not dynamic and {'tree_depth', 'tree_top_k'} & set(kwargs):
+    raise ValueError("'tree_depth' and 'tree_top_k' are for "
+                     "'use_dynamic_tree': true")
+  if dynamic:
+    if tree is not None or method not in (None, 'top_k'):
+      raise ValueError("'use_dynamic_tree' grows its own tree of top tokens: "
+                       "leave out 'speculative_token_tree' and "
+                       "'draft_sample_method'")
+    grown = GrownLM(model=lm, **kwargs)
+    scratch = max(grown.num_scratch, grown.tree_depth + 1)
+    if lm.chunk < scratch:  # sliding windows keep that many more entries
+      lm = dataclasses.replace(lm, chunk=scratch)
+    return dataclasses.replace(grown, model=lm)
+  if tree is None and method in (None, 'iid'):
+    return SmallLM(model=lm, confidence_threshold=threshold, **kwargs)
+  if threshold:
+    raise ValueError("'draft_confidence_threshold' is for chains that are "
+                     "drawn ('iid')")
+  if tree is None:
+    tree = tree_lib.chain(
+        kwargs.pop('num_speculative_tokens', SmallLM.num_speculative_tokens))
+  topology = topologies.parse(tree)
+  num = kwargs.pop('num_speculative_tokens', topology.num_nodes)
+  if num != topology.num_nodes:
+    raise ValueError(f'num_speculative_tokens={num}: the tree has '
+                     f'{topology.num_nodes} nodes')
+  return TreeLM(tree=topology, model=lm, **(
+      {} if method is None else {'draft_sample_method': method}))
 
 
 def _scheduled(drafter: Any, config: dict[str, Any]) -> Any:
@@ -120,7 +194,7 @@ def _scheduled(drafter: Any, config: dict[str, Any]) -> Any:
                      f"{', '.join(_SCHEDULES)}")
   if schedule == 'constant' or drafter.topology.num_nodes == 0:
     return drafter
-  if schedule == 'confidence' and not drafter.states_law:
+  if schedule == 'confidence' and not isinstance(drafter, SmallLM):
     raise ValueError(
         "draft_len_schedule='confidence' needs a drafter that reports its "
         "probabilities ('draft_model'); use 'heuristic' or 'tracking'")

@@ -52,6 +52,8 @@ class Result:
     step_lengths: tokens emitted by each round, in order; their number is
       the number of target calls, their sum the number of tokens.
     drafted, accepted: rounds that drafted / accepted at each depth, [D].
+    ranks: rounds that accepted at each depth, by draw order among siblings,
+      [D,C] (a row that a stop string ended may count a few rounds more).
     excess: summed one-step TV estimate of a lossy rule.
     ttft_s: from admission to the first new token, seconds.
     wall_s: from admission to the end, seconds (as seen at chunk ends).
@@ -65,6 +67,7 @@ class Result:
   step_lengths: tuple[int, ...]
   drafted: np.ndarray
   accepted: np.ndarray
+  ranks: np.ndarray
   excess: float
   ttft_s: float
   wall_s: float

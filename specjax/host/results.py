@@ -48,6 +48,19 @@ class Results:
   def __getitem__(self, index):
     return self.results[index]
 
+  def rank_acceptance(self) -> np.ndarray:
+    """Returns how often the k-th child is the one accepted, f64[D,C].
+
+    Entry [d,k]: of the rounds that accepted d drafts or more, the share in
+    which the next was accepted and was the k-th sibling in draw order. What
+    `core.topologies.sequoia` builds the best tree of (measure with a tree in
+    which every node has children).
+    """
+    ranks = np.sum([r.ranks for r in self.results], axis=0, dtype=float)
+    reached = np.concatenate([
+        [sum(r.rounds for r in self.results)], ranks.sum(axis=1)[:-1]])
+    return ranks / np.maximum(reached, 1)[:, None]
+
   def summary(self) -> dict[str, Any]:
     """Returns the figures of `summary.json`; see `core.metrics`."""
     out = summarise(self.results)
@@ -71,8 +84,8 @@ def summarise(results: Sequence[Result]) -> dict[str, Any]:
       np.sum([r.drafted for r in results], axis=0),
       np.sum([r.accepted for r in results], axis=0), new, rounds)
   excess = sum(r.excess for r in results)
-  # One-step TV of a lossy rule, averaged over rounds; 0 for exact ones.
-  out['one_step_tv'] = excess / max(rounds, 1)
+  # One-step TV of a lossy rule, averaged over tokens; 0 for exact ones.
+  out['one_step_tv'] = excess / max(new, 1)
   later = [(r.wall_s - r.ttft_s) / (len(r.tokens) - 1)
            for r in results if len(r.tokens) > 1]
   out['ttft_s'] = float(np.mean([r.ttft_s for r in results]))

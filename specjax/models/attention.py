@@ -14,6 +14,8 @@ entries are invisible and rolling back writes nothing.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from flax import struct
 import jax
 import jax.numpy as jnp
@@ -28,23 +30,56 @@ _UNSEEN = -1e30
 class Block(struct.PyTreeNode, kw_only=True):
   """Where the T tokens of one call stand.
 
+  A tree may be fed in several calls, a level at a time. Its nodes are entries
+  0, 1, ... of a scratch region that begins at slot `base`; one call feeds
+  entries `start` to `start + T - 1`, earlier calls have fed the others.
+
   Attributes:
-    base: int32[B], slot of the block's first token; everything below it is
-      committed and visible.
-    position: int32[B,T], rotary position (depth for a tree).
-    fed: bool[B,T] or None (all); unfed entries are not stored.
-    ancestors: bool[T,T] or [B,T,T], or None for a chain.
+    base: int32[B], slot of entry 0; everything below it is committed and
+      visible.
+    position: int32[B,T], rotary position (`base` plus depth for a tree).
+    fed: bool[B,T] or None (all); unfed entries are not stored, so nothing
+      may have one as an ancestor.
+    ancestors: bool[T,start+T] or [B,T,start+T], which entries a token sees,
+      itself included; parents come before their children. None for a chain,
+      which sees every entry up to itself.
+    entry_position: int32[B,start+T], `position` of all entries. Only sliding
+      windows read it; may be None when `start` is 0.
+    start: static; number of entries that earlier calls have fed, >= 0.
+    exact: static; attend to a tree in path order (see `Sight.view`).
   """
 
   base: Array
   position: Array
   fed: Array | None = None
   ancestors: Array | None = None
+  entry_position: Array | None = None
+  start: int = struct.field(pytree_node=False, default=0)
+  exact: bool = struct.field(pytree_node=False, default=False)
+
+  @property
+  def size(self) -> int:
+    """Entries so far, this call's included: start + T."""
+    return self.start + self.position.shape[1]
 
   @property
   def slot(self) -> Array:
-    """int32[B,T], the entry that each token is stored under."""
-    return self.base[:, None] + jnp.arange(self.position.shape[1])
+    """int32[B,T], the slot that each token is stored under."""
+    return self.base[:, None] + jnp.arange(self.start, self.size)
+
+
+class Sight(NamedTuple):
+  """What each token of a block attends to.
+
+  Attributes:
+    seen: bool[B,T,slots], which keys it may see.
+    view: int32[B,T,slots] or None. The slot whose entry a token finds at each
+      slot: its ancestors follow the committed entries, root first, as if its
+      path had been decoded as a chain. None: slots as they are.
+  """
+
+  seen: Array
+  view: Array | None = None
 
 
 def empty_cache(
@@ -110,11 +145,15 @@ def _dest(cache: Cache, block: Block) -> Array:
   return jnp.where(keep, dest, slots)  # -1 would wrap
 
 
-def mask(cache: Cache, block: Block, window: int | None) -> Array:
-  """Returns bool[B,T,slots]: which entries each token of a block may see.
+def sight(cache: Cache, block: Block, window: int | None) -> Sight:
+  """Returns what the tokens of a block attend to.
 
-  `cache` is as it was *before* the block is written; one mask serves all
+  `cache` is as it was *before* the block is written; one sight serves all
   layers of a kind.
+
+  Raises:
+    ValueError: a window needs the positions of entries that earlier calls
+      have fed.
   """
   if 'slot' in cache:
     stored = write_slots(cache, block)
@@ -125,26 +164,86 @@ def mask(cache: Cache, block: Block, window: int | None) -> Array:
     seen = (stored >= 0) & (stored <= block.slot[..., None])
     if window is not None:
       seen &= stored > block.slot[..., None] - window
-    return seen
-  size = block.position.shape[1]
+    return Sight(seen)
+  seen = _tree_mask(stored, block, window)
+  if not block.exact:
+    return Sight(seen)
+  return _path_order(stored, block, seen, is_ring='slot' in cache)
+
+
+def _tree_mask(stored: Array, block: Block, window: int | None) -> Array:
+  """Returns bool[B,T,slots]; `stored int32[B|1,1,slots]` after the write."""
   base = block.base[:, None, None]
   seen = (stored >= 0) & (stored < base)
   if window is not None:
     seen &= stored > block.position[..., None] - window
-  inside = stored - base  # index in the block
-  local = jnp.broadcast_to(
-      block.ancestors, (block.base.shape[0], size, size))
+  inside = stored - base  # entry of the scratch region
+  local = _above(block)
   if window is not None:
-    gap = block.position[:, :, None] - block.position[:, None, :]
+    entries = block.entry_position
+    if entries is None:
+      if block.start:
+        raise ValueError(
+            f'entry_position is None, but start={block.start}: a sliding '
+            'window compares positions, of earlier entries too')
+      entries = block.position
+    gap = block.position[:, :, None] - entries[:, None, :]
     local &= gap < window
   index = jnp.clip(jnp.broadcast_to(
-      inside, (inside.shape[0], 1, inside.shape[2])), 0, size - 1)
+      inside, (inside.shape[0], 1, inside.shape[2])), 0, block.size - 1)
   hit = jnp.take_along_axis(local, index, axis=2)
-  return seen | (hit & (inside >= 0) & (inside < size))
+  return seen | (hit & (inside >= 0) & (inside < block.size))
+
+
+def _above(block: Block) -> Array:
+  """Returns `ancestors` as bool[B,T,start+T]."""
+  assert block.ancestors is not None
+  return jnp.broadcast_to(
+      block.ancestors, block.position.shape + (block.size,))
+
+
+def _path_order(
+    stored: Array, block: Block, seen: Array, *, is_ring: bool
+) -> Sight:
+  """Returns the sight of tokens that find their paths stored as chains.
+
+  Sums run over slots. Once the path to a node is committed, its entries lie
+  behind the prefix; here they are looked up as if they already did, so that
+  the same numbers are added in the same order. A ring keeps this promise:
+  entry e of a text is always in slot e modulo the ring.
+
+  Args:
+    stored: int32[B|1,1,slots], entry in each slot after the write.
+    block: of a tree.
+    seen: bool[B,T,slots], for slots as they are.
+    is_ring: whether slots wrap around.
+  """
+  slots = stored.shape[2]
+  above = _above(block)
+  # path[..., i] is the entry of the i-th ancestor: parents come first.
+  place = jnp.where(above, jnp.cumsum(above, axis=-1) - 1, -1)
+  path = jnp.argmax(
+      place[:, :, None] == jnp.arange(block.size)[:, None], axis=-1)
+  length = jnp.sum(above, axis=-1)[..., None]
+  base = block.base[:, None, None]
+  here = jnp.arange(slots)
+  inside = here - base
+  if is_ring:
+    inside = inside % slots
+  on_path = (inside >= 0) & (inside < length)
+  view = base + jnp.take_along_axis(
+      path, jnp.clip(inside, 0, block.size - 1), axis=2)
+  if is_ring:
+    view = view % slots
+  view = jnp.where(on_path, view, here)
+  # Entries of the region are seen in their path's order only.
+  found = jnp.take_along_axis(
+      seen, view, axis=2, mode='fill', fill_value=False)
+  return Sight(found & (on_path | (stored < base)), view)
 
 
 def attend(
-    q: Array, k: Array, v: Array, seen: Array, *, scale: float,
+    q: Array, k: Array, v: Array, sight: Sight, *, scale: float,
     softcap: float | None, precision,
 ) -> Array:
   """Grouped-query attention of T tokens over a cache.
@@ -152,8 +251,10 @@ def attend(
   Args:
     q: [B,T,G,Q,H] (Q query heads share a key-value head).
     k: [B,G,slots,H]. v: the same.
-    seen: bool[B,T,slots]. A token that sees nothing (padding) gets the mean
-      of everything: finite, and never used.
+    sight: what each token sees. A token that sees nothing (padding) gets the
+      mean of everything: finite, and never used. With a `view`, every token
+      reads its own copy of keys and values, 2 * B * T * G * slots * H numbers:
+      for short contexts.
     scale: multiplies the scores. softcap: bounds them by tanh, or None.
     precision: of the matrix products.
 
@@ -161,6 +262,16 @@ def attend(
     [B,T,G,Q,H] in q's dtype. Scores and softmax are float32.
   """
   batch, size, groups, per, head_dim = q.shape
+  if sight.view is not None:
+    # Every token becomes a row of one token.
+    fold = lambda x: x.reshape((batch * size,) + x.shape[2:])  # noqa: E731
+    own = jax.vmap(jax.vmap(  # rows, then tokens
+        lambda x, i: jnp.take(x, i, axis=1, mode='clip'), in_axes=(None, 0)))
+    out = attend(
+        fold(q)[:, None], fold(own(k, sight.view)), fold(own(v, sight.view)),
+        Sight(fold(sight.seen)[:, None]), scale=scale, softcap=softcap,
+        precision=precision)
+    return out.reshape(q.shape)
   slots = k.shape[2]
   # One batched matrix product per row and key-value head.
   rows = jnp.transpose(q, (0, 2, 3, 1, 4)).reshape(
@@ -170,7 +281,7 @@ def attend(
   if softcap is not None:
     scores = jnp.tanh(scores / softcap) * softcap
   scores = scores.reshape(batch, groups, per, size, slots)
-  scores = jnp.where(seen[:, None, None], scores, _UNSEEN)
+  scores = jnp.where(sight.seen[:, None, None], scores, _UNSEEN)
   # The plain softmax: XLA on GPUs knows its pattern and makes one kernel.
   probs = jax.nn.softmax(scores, axis=-1).astype(q.dtype).reshape(
       batch, groups, per * size, slots)

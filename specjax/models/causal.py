@@ -29,10 +29,19 @@ class CausalLM:
     config: the decoder's shape.
     chunk: most tokens fed in one call; bounds sliding-window rings. Prefill
       chunks and N + 1 must not exceed it.
+    exact_trees: attend to the nodes of a tree in the order of their paths.
+      At one block shape and program, a node's logits are then a function of
+      its text alone, bit for bit: neither siblings, nor the node's slot, nor
+      how much of its path was committed before matter, as they do otherwise
+      in the last bits. Holds where matrix products give a row the same bits
+      wherever it stands in the block, as chains need too (tested on CPUs).
+      Every node reads its own copy of the cache, N + 1 times the size of a
+      layer's: for short contexts.
   """
 
   config: TransformerConfig
   chunk: int = 256
+  exact_trees: bool = False
 
   def __post_init__(self):
     if self.chunk < 1:
@@ -52,10 +61,12 @@ class CausalLM:
       self, params: Any, cache: Any, x: Array, block: Block, **kwargs
   ) -> tuple[Array | None, dict[str, Array], Any]:
     """Runs the decoder with bare parameters: `(logits, taps, cache)`."""
-    if x.shape[1] > self.chunk:
+    if block.size > self.chunk:
       raise ValueError(
-          f'{x.shape[1]} tokens in one call, but chunk={self.chunk}: raise '
-          'chunk, or draft fewer tokens')
+          f'{block.size} tokens in one call or tree, but chunk={self.chunk}: '
+          'raise chunk, or draft fewer tokens')
+    if block.ancestors is not None:
+      block = block.replace(exact=self.exact_trees)
     model: Any = Transformer(self.config)
     return model.apply({'params': params}, x, cache, block, **kwargs)
 
@@ -78,6 +89,41 @@ class CausalLM:
   ) -> Any:
     """Like `extend`, without logits."""
     return self._feed(params, state, tokens, base, fed, ())[1]
+
+  def grow(
+      self, params: Any, state: Any, tokens: Array, base: Array,
+      position: Array, ancestors: Array, entry_position: Array | None,
+      start: int,
+  ) -> tuple[Array, Any]:
+    """Feeds entries `start` to `start + T - 1` of a tree, a level of it, say.
+
+    For drafters, like `extend`. Slots from `base` on are scratch: feeding
+    from `base` again overwrites them.
+
+    Args:
+      params, state: of the bare model.
+      tokens: int32[B,T].
+      base: int32[B], slot of entry 0; all slots below are visible.
+      position: int32[B,T], `base` plus the depth of each token.
+      ancestors: bool[T,start+T] or [B,T,start+T], entries that each token
+        sees, itself included; parents come before children.
+      entry_position: int32[B,start+T], positions of all entries so far, or
+        None when `start` is 0.
+      start: static; entries fed by earlier calls. `start + T <= chunk`.
+
+    Returns:
+      Raw logits f32[B,T,V] of every token, and the new state.
+
+    Raises:
+      ValueError: a tree larger than `chunk`, or a sliding window without
+        `entry_position`.
+    """
+    block = Block(
+        base=base, position=position, ancestors=ancestors,
+        entry_position=entry_position, start=start)
+    logits, _, cache = self.forward(params, state['cache'], tokens, block)
+    assert logits is not None
+    return logits, {**state, 'cache': cache}
 
   def _feed(self, params, state, tokens, base, fed, taps):
     position = base[:, None] + jnp.arange(tokens.shape[1])
@@ -131,8 +177,14 @@ class CausalLM:
       self, params: Models, state: SpecState, draft: Draft,
       taps: tuple[str, ...],
   ) -> tuple[Scores, SpecState]:
-    """Scores the root and the drafts in one call."""
-    logits, found, state = self.raw(params, state, draft, taps)
+    """Scores the root and the drafts in one call.
+
+    Besides the decoder's taps there is 'logits': raw, before `core.law`.
+    """
+    inner = tuple(name for name in taps if name != 'logits')
+    logits, found, state = self.raw(params, state, draft, inner)
+    if 'logits' in taps:
+      found = {**found, 'logits': logits}
     past = tree.history(draft.topology, draft.parents, draft.tokens)
     keep_raw = state.context.log_probs is not None
     law = pipeline.law(state.context, logits, past)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from specjax.models import attention, rope
-from specjax.models.attention import Block
+from specjax.models.attention import Block, Sight
 
 Array = jax.Array
 
@@ -140,7 +140,7 @@ class Attention(nn.Module):
   is_local: bool
 
   @nn.compact
-  def __call__(self, x: Array, cache, block: Block, seen: Array, table):
+  def __call__(self, x: Array, cache, block: Block, sight: Sight, table):
     c = self.config
     group = c.num_heads // c.num_kv_heads
     shape = (c.embed_dim, c.num_kv_heads, group + 2, c.head_dim)
@@ -158,7 +158,7 @@ class Attention(nn.Module):
     cache = attention.write(cache, block, k, v)
     scale = c.query_scale or c.head_dim ** -0.5
     out = attention.attend(
-        q, cache['k'], cache['v'], seen, scale=scale,
+        q, cache['k'], cache['v'], sight, scale=scale,
         softcap=c.attention_softcap, precision=c.precision)
     kernel = _param(
         self, 'out', (c.num_kv_heads, group, c.head_dim, c.embed_dim),
@@ -199,11 +199,11 @@ class Layer(nn.Module):
   is_local: bool
 
   @nn.compact
-  def __call__(self, x: Array, cache, block: Block, seen: Array, table):
+  def __call__(self, x: Array, cache, block: Block, sight: Sight, table):
     c = self.config
     h = RMSNorm(c, c.embed_dim, name='attention_norm')(x)
     h, cache = Attention(c, self.is_local, name='attention')(
-        h, cache, block, seen, table)
+        h, cache, block, sight, table)
     if c.post_norms:
       h = RMSNorm(c, c.embed_dim, name='post_attention_norm')(h)
     x = x + h
@@ -277,7 +277,7 @@ class Transformer(nn.Module):
     wanted = set(taps) | ({f'resid_{stop}'} if stop is not None else set())
     found: dict[str, Array] = {}
     tables: dict[bool, Any] = {}
-    masks: dict[bool, Array] = {}
+    sights: dict[bool, Sight] = {}
     new = list(cache)
     for i in range(start, end):
       if f'resid_{i}' in wanted:
@@ -288,9 +288,9 @@ class Transformer(nn.Module):
         tables[local] = rope.tables(
             block.position, c.head_dim, base or c.rope_base,
             None if local and base else c.rope_scaling)
-        masks[local] = attention.mask(
+        sights[local] = attention.sight(
             new[i], block, c.window if local else None)
-      x, new[i] = self.layers[i](x, new[i], block, masks[local],
+      x, new[i] = self.layers[i](x, new[i], block, sights[local],
                                  tables[local])
     if f'resid_{end}' in wanted:
       found[f'resid_{end}'] = x
@@ -323,8 +323,9 @@ def empty_cache(
   """Returns one empty cache a layer.
 
   Sliding-window layers keep a ring of `window + chunk` slots, where `chunk`
-  is the most tokens fed in one call (prefill chunk or drafts + 1): later or
-  rejected entries must not overwrite keys that a query still sees.
+  is the most tokens fed in one call (prefill chunk or drafts + 1) or one by
+  one as a tree: later or rejected entries must not overwrite keys that a
+  query still sees.
   """
   def one(layer: int):
     ring = None

@@ -9,14 +9,21 @@ import jax.numpy as jnp
 
 from specjax.core import keys, tree
 from specjax.core import law as law_lib
-from specjax.core.types import Context, Draft, Models, Scores, Verdict
-from specjax.verify import chains
+from specjax.core.types import (
+  IID,
+  Context,
+  Draft,
+  Models,
+  Scores,
+  Verdict,
+)
+from specjax.verify import base
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Block:
+class Block(base.Rule):
   """Accepts the longest prefix that a joint test allows.
 
   Lossless, and never accepts less in expectation than `Speculative`. Wants
@@ -27,21 +34,21 @@ class Block:
   References: Sun et al. 2025, arXiv:2403.10444, algorithm 2.
   """
 
-  needs_law = True
-  lossy = False
   name = 'block'
+  modes = (IID,)
+  chains_only = True
+  advice = "use 'match' or 'speculative' ('traversal' for drawn trees)"
 
   def verify(
       self, params: Models, context: Context, draft: Draft, scores: Scores
   ) -> Verdict:
     """Draws the accepted length, then the token after it."""
     del params
-    chains.require_chain(draft, self.name)
     law, num = scores.target_law, draft.topology.num_nodes
     key = keys.row(context, keys.Purpose.RESIDUAL)
     if num == 0:
       count = jnp.zeros(context.length.shape, jnp.int32)
-      return chains.verdict(draft, count, law.at(count).sample(key))
+      return base.finish(draft, count, law.at(count).sample(key))
     log_w = _log_weights(draft, scores)
     # The chain's end in this row: nothing after an undrafted slot counts.
     last = jnp.sum(jnp.cumprod(draft.valid.astype(jnp.int32), 1), axis=1)
@@ -55,21 +62,19 @@ class Block:
     drawn_from = law_lib.at_slot(draft, count, law.vocab_size)
     next_token, gave_up = law.at(count).residual(
         drawn_from, key, count < last, scale)
-    return chains.verdict(draft, count, next_token, gave_up)
+    return base.finish(draft, count, next_token, gave_up=gave_up)
 
 
 def _log_weights(draft: Draft, scores: Scores) -> Array:
   """Returns log w_1..w_N, f32[B,N]: w_i = min(1, w_{i-1} p_i / q_i)."""
-  log_p = chains.target_log_prob(draft, scores)
-  log_q = jnp.maximum(chains.draft_log_prob(draft), jnp.log(1e-30))
+  log_p = base.target_log_prob(draft, scores)
+  log_q = jnp.maximum(base.draft_log_prob(draft), jnp.log(1e-30))
   step = log_p - log_q
-
-  def advance(carry: Array, x: Array) -> tuple[Array, Array]:
-    new = jnp.minimum(0.0, carry + x)
-    return new, new
-
-  _, out = jax.lax.scan(advance, jnp.zeros(step.shape[0]), step.T)
-  return out.T
+  weight, out = jnp.zeros(step.shape[0]), []
+  for i in range(step.shape[1]):  # unrolled: a loop costs more than its work
+    weight = jnp.minimum(0.0, weight + step[:, i])
+    out.append(weight)
+  return jnp.stack(out, axis=1)
 
 
 def _hazards(draft: Draft, law, log_w: Array, last: Array) -> Array:
@@ -102,5 +107,5 @@ def _draft_probs(draft: Draft, vocab_size: int) -> Array:
     return point
   if draft.law_row is not None:
     law = law.at(jnp.broadcast_to(draft.law_row, shape))
-  fixed = jnp.broadcast_to(chains.is_point(draft), shape)
+  fixed = jnp.broadcast_to(base.is_point(draft.mode), shape)
   return jnp.where(fixed[..., None], point, law.probs)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from specjax.certificates import toys
 from specjax.core import control, loop
 from specjax.core.round import Engine
 from specjax.core.types import Models
@@ -21,7 +22,6 @@ from specjax.models.attention import Block as Slots
 from specjax.models.causal import CausalLM
 from specjax.models.transformer import TransformerConfig
 from specjax.verify import Block, Match, Speculative
-import toys
 
 CONFIG = TransformerConfig(
     vocab_size=13, num_layers=2, embed_dim=16, mlp_dim=24, num_heads=4,

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from specjax.certificates import toys
 from specjax.core import control, tree, types
-import toys
 
 
 def make_round(valid, count, confidence=None):

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from specjax.certificates import toys
 from specjax.core import keys
 from specjax.core.keys import Purpose
-import toys
 
 
 def data(key) -> np.ndarray:

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from specjax.certificates import toys
 from specjax.core import control, loop
 from specjax.core.automaton import Automaton
 from specjax.core.round import Engine
 from specjax.core.types import Models
 from specjax.drafters import Adaptive, InputGuided, Lookup, Null, SmallLM
 from specjax.verify import Block, Greedy, Match, Speculative
-import toys
 
 VOCAB, SIZE, NUM, BATCH = 6, 36, 3, 12
 LM = toys.ToyLM(VOCAB)

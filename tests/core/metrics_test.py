@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from specjax.certificates import toys
 from specjax.core import metrics, tree, types
-import toys
 
 
 def make_round(topology, valid, count, **kwargs):
@@ -28,7 +28,7 @@ def start(batch: int, depth: int, done=()) -> types.SpecState:
       done=context.done.at[jnp.asarray(done, int)].set(True))
   return types.SpecState(
       context=context, target={}, drafter={},
-      metrics=types.empty_metrics(batch, depth))
+      metrics=types.empty_metrics(batch, tree.chain(depth)))
 
 
 def test_update_counts_what_was_emitted():

@@ -3,13 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy_law
 import pytest
 
+from specjax.certificates import reference as numpy_law
+from specjax.certificates import toys
 from specjax.core import automaton, keys, pipeline
 from specjax.core import law as law_lib
 from specjax.core.types import Options
-import toys
 
 VOCAB, ROWS, DEPTH, BATCH = 9, 3, 2, 480
 # Softmax of float32 logits of size 5, after divisions by 0.6.

@@ -1,4 +1,6 @@
-"""Topologies: depths, ancestors and histories against brute force."""
+"""Topologies: everything that is read off a tree, against brute force."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +23,21 @@ def brute_paths(parents):
 
 
 def dynamic(static: tree.Topology) -> tree.Topology:
+  """Returns the topology of trees as large whose parents are data."""
   return tree.Topology(
       num_nodes=static.num_nodes, max_depth=static.max_depth,
       max_children=static.max_children, is_chain=False, parents=None)
+
+
+# Random trees of one size, as rows of a batch: each has its own parents.
+NUM, ROWS = 7, 48
+FREE = tree.Topology(num_nodes=NUM, max_depth=NUM, max_children=NUM,
+                     is_chain=False, parents=None)
+# A chain, a star, two branches; the rest is random.
+RANDOM = np.stack([np.arange(NUM), np.zeros(NUM, int), (0, 0, 1, 2, 3, 4, 5)]
+                  + [np.random.default_rng(seed).integers(
+                      0, np.arange(NUM) + 1) for seed in range(ROWS - 3)])
+SHAPES = [tree.from_parents(RANDOM[i]) for i in (0, 2, 5)]
 
 
 @pytest.mark.parametrize('parents', PARENTS)
@@ -68,6 +82,118 @@ def test_dynamic_tree_equals_static_ones_row_by_row():
     assert (past[b, :, static.max_depth:] == -1).all()
 
 
+def brute_children(parents, order=None):
+  """Returns the slots below every row, in draw order."""
+  order = range(len(parents)) if order is None else order
+  below = [[] for _ in range(len(parents) + 1)]
+  for slot in sorted(range(len(parents)), key=lambda s: order[s]):
+    below[parents[slot]].append(slot)
+  return below
+
+
+def check_children(slots, exists, rows, below) -> None:
+  """Compares `(slots, exists)` of one row of a batch with lists."""
+  slots, exists = np.asarray(slots), np.asarray(exists)
+  assert len(slots) == len(rows)
+  for i, row in enumerate(rows):
+    assert list(slots[i][exists[i]]) == below[row]
+    # Those that exist come first; the others point at slot 0.
+    assert list(exists[i]) == sorted(exists[i], reverse=True)
+    assert not slots[i][~exists[i]].any()
+
+
+@pytest.mark.parametrize('parents', PARENTS)
+def test_children_of_static_trees(parents):
+  """As tuples, and as arrays; internal rows are those with children."""
+  made, below = tree.from_parents(parents), brute_children(parents)
+  assert made.children == tuple(map(tuple, below))
+  assert made.internal == tuple(r for r, kids in enumerate(below) if kids)
+  slots, exists = tree.children(made, None, None)
+  assert slots.shape == (len(made.internal), made.max_children)
+  check_children(slots, exists, made.internal, below)
+
+
+@pytest.mark.parametrize('per_row', [False, True])
+@pytest.mark.parametrize('shape', [None, *SHAPES[1:]])
+def test_children_in_draw_order(shape, per_row):
+  """Any order, of all rows or of each; static and computed parents."""
+  rng = np.random.default_rng(0)
+  order = np.stack([rng.permutation(NUM) for _ in range(ROWS)])
+  sibling = jnp.asarray(order if per_row else order[3], jnp.int32)
+  topology, parents = (FREE, jnp.asarray(RANDOM)) if shape is None else (
+      shape, None)
+  slots, exists = jax.jit(functools.partial(tree.children, topology))(
+      parents, sibling)
+  if shape is not None and not per_row:
+    assert slots.ndim == 2  # nothing of size B is made
+    slots, exists = slots[None], exists[None]
+  assert slots.shape[1:] == (len(topology.internal), topology.max_children)
+  for b in range(len(slots)):
+    up = RANDOM[b] if shape is None else topology.parents
+    below = brute_children(up, order[b if per_row else 3])
+    check_children(slots[b], exists[b], topology.internal, below)
+
+
+def test_children_of_computed_parents_without_an_order():
+  """The order of slots; every row may have children, the last has none."""
+  slots, exists = tree.children(FREE, jnp.asarray(RANDOM), None)
+  assert FREE.internal == tuple(range(NUM + 1))
+  assert not exists[:, NUM].any()
+  for b, parents in enumerate(RANDOM):
+    check_children(
+        slots[b], exists[b], FREE.internal, brute_children(parents))
+
+
+@pytest.mark.parametrize('shape', [None, *SHAPES])
+def test_paths_against_brute_force(shape):
+  """The path to every row, and its length."""
+  topology, given = (FREE, jnp.asarray(RANDOM)) if shape is None else (
+      shape, None)
+  path_to = jax.jit(functools.partial(tree.path_to, topology))
+  for row in range(NUM + 1):
+    rows = (row + np.arange(ROWS)) % (NUM + 1)
+    path, depth = path_to(given, jnp.asarray(rows, jnp.int32))
+    assert path.shape == (ROWS, topology.max_depth + 1)
+    for b in range(ROWS):
+      parents = RANDOM[b] if shape is None else topology.parents
+      want = [0, *brute_paths(parents)[rows[b]]]
+      assert int(depth[b]) == len(want) - 1
+      want += [NUM + 1] * (topology.max_depth + 1 - len(want))
+      assert list(np.asarray(path[b])) == want
+
+
+def brute_deepest(parents, alive, tie) -> int:
+  """Returns the first best of the rows that alive slots lead to."""
+  best = (0, 0.0, 0)
+  for row, path in enumerate(brute_paths(parents)):
+    if path and all(alive[r - 1] for r in path):
+      found = (len(path), tie[row - 1], row)
+      best = max(best, found, key=lambda x: x[:2])
+  return best[2]
+
+
+@pytest.mark.parametrize('tied', [False, True])
+@pytest.mark.parametrize('shape', [None, *SHAPES])
+def test_deepest_against_brute_force(shape, tied):
+  """Equal depths: the largest tie, which may be negative; the first slot."""
+  topology, given = (FREE, jnp.asarray(RANDOM)) if shape is None else (
+      shape, None)
+  deepest = jax.jit(functools.partial(tree.deepest, topology))
+  rng = np.random.default_rng(1)
+  found = set()
+  for chance in (0.0, 0.5, 0.8, 1.0):
+    alive = rng.random((ROWS, NUM)) < chance
+    tie = rng.integers(-3, 0, (ROWS, NUM)).astype(np.float32)
+    got = deepest(given, jnp.asarray(alive),
+                  tie=jnp.asarray(tie) if tied else None)
+    for b in range(ROWS):
+      parents = RANDOM[b] if shape is None else topology.parents
+      key = tie[b] if tied else np.zeros(NUM)
+      assert int(got[b]) == brute_deepest(parents, alive[b], key)
+      found.add(int(got[b]))
+  assert 0 in found and len(found) > 2
+
+
 @pytest.mark.parametrize('num', [0, 1, 4])
 def test_chain_is_the_tree_of_a_chain(num):
   """Equal topologies are equal values: they share a trace."""
@@ -76,11 +202,10 @@ def test_chain_is_the_tree_of_a_chain(num):
   assert hash(made) == hash(tree.from_parents(range(num)))
   assert made.is_chain and made.max_depth == num
   tokens = jnp.arange(2 * num, dtype=jnp.int32).reshape(2, num)
-  slow = tree.Topology(
-      num_nodes=num, max_depth=num, max_children=min(num, 1), is_chain=False,
-      parents=made.parents)
+  parents = jnp.broadcast_to(jnp.arange(num, dtype=jnp.int32), (2, num))
   np.testing.assert_array_equal(
-      tree.history(made, None, tokens), tree.history(slow, None, tokens))
+      tree.history(made, None, tokens),
+      tree.history(dynamic(made), parents, tokens))
 
 
 @pytest.mark.parametrize('parents', [
@@ -102,9 +227,20 @@ def test_bad_shapes_raise():
     tree.Topology(num_nodes=2, max_depth=2, parents=(0,), **kwargs)
   with pytest.raises(ValueError, match='num_nodes=-1'):
     tree.Topology(num_nodes=-1, max_depth=0, parents=None, **kwargs)
+  with pytest.raises(ValueError, match='max_depth=1: .* 2 deep'):
+    tree.Topology(num_nodes=3, max_depth=1, parents=(0, 1, 0), **kwargs)
+  with pytest.raises(ValueError, match='max_children=1: .* up to 2'):
+    tree.Topology(num_nodes=3, max_depth=2, parents=(0, 1, 0), **kwargs)
+  with pytest.raises(ValueError, match='is_chain=False'):
+    tree.Topology(num_nodes=2, max_depth=2, parents=(0, 1), **kwargs)
+  with pytest.raises(ValueError, match='is_chain=True'):
+    tree.Topology(num_nodes=2, max_depth=1, max_children=2, is_chain=True,
+                  parents=(0, 0))
   free = dynamic(tree.chain(2))
   with pytest.raises(ValueError, match='no static depths'):
     _ = free.depth
+  with pytest.raises(ValueError, match='no static children'):
+    _ = free.children
   with pytest.raises(ValueError, match=r'needs Draft\.parents'):
     tree.ancestors(free, None)
 

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from specjax.certificates import toys
 from specjax.core import loop
 from specjax.core.round import Engine
 from specjax.core.types import Models, Options
 from specjax.drafters import InputGuided, Lookup, Null
 from specjax.verify import Greedy
-import toys
 
 SIZE = 24
 

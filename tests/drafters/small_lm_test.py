@@ -6,15 +6,15 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy_law
 import pytest
 
+from specjax.certificates import reference as numpy_law
+from specjax.certificates import toys
 from specjax.core import loop
 from specjax.core.round import Engine
 from specjax.core.types import IID, POINT, Models
 from specjax.drafters import Null, SmallLM
 from specjax.verify import Block, Greedy, Match, Speculative
-import toys
 
 VOCAB, NUM, ROWS = 6, 4, 64
 LM = toys.ToyLM(VOCAB)

@@ -5,15 +5,15 @@ anchor request at the end uses every stage), whatever the other requests ask.
 """
 
 import dataclasses
-import types
 
 import jax.numpy as jnp
 import numpy as np
-import numpy_law
 import pytest
 import toy_text
 
 from specjax import Prompt, Sampling, generate
+from specjax import verify as rules
+from specjax.certificates import reference as numpy_law
 from specjax.core import control
 from specjax.core.automaton import Automaton
 from specjax.drafters import Adaptive, Lookup, Null, SmallLM
@@ -261,6 +261,12 @@ def test_each_request_has_its_own_constraint():
     assert set(np.asarray(r.tokens) % 2) == {1 - i % 2}
 
 
+class Own(rules.Rule):
+  """Somebody's rule."""
+
+  name = 'own'
+
+
 def test_describe_and_choose_rule():
   greedy, some = Sampling(), sampled()
   small = SmallLM(num_speculative_tokens=3, model=MODEL.lm)
@@ -273,11 +279,12 @@ def test_describe_and_choose_rule():
     assert choose_rule('auto', drafter, options).name == want
   assert choose_rule('block', small, [greedy]).name == 'greedy'
   assert choose_rule('speculative', Lookup(3), [some]).name == 'speculative'
-  own = types.SimpleNamespace(name='own', needs_law=False)
+  own = Own()
   assert choose_rule(own, small, [some]) is own
+  assert choose_rule(own, small, [greedy]) is own  # may be of another kind
   with pytest.raises(ValueError, match='temperature 0 only'):
     choose_rule('greedy', small, [greedy, some])
-  with pytest.raises(ValueError, match="'block' needs the law.*Lookup"):
+  with pytest.raises(ValueError, match="'block' needs .*iid.*makes point"):
     choose_rule('block', Lookup(3), [some])
-  with pytest.raises(ValueError, match="verify='typo'.*block, greedy, match"):
+  with pytest.raises(ValueError, match="verify='typo'.*block, .*greedy, .*match"):
     choose_rule('typo', small, [some])

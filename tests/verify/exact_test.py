@@ -1,291 +1,387 @@
-"""Every chain rule, as coded, emits exactly the target's joint law.
+"""Every rule, as coded, emits exactly the target's joint law.
 
-And the checker that says so must reject rules with known faults.
+By enumeration of all drafts and of all noise (`certificates.exact`): chains
+and trees, every kind of draft that a rule takes.
 """
 
 import dataclasses
 
-import enumeration
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from specjax.core import keys, pipeline
+from specjax.certificates import exact, problems
 from specjax.core import law as law_lib
-from specjax.core.types import IID, MATCH, POINT
-from specjax.verify import Block, Match, Speculative, chains
+from specjax.core import pipeline, topologies, tree
+from specjax.core.types import (
+  IID,
+  MATCH,
+  POINT,
+  TOP_PLUS_ONE,
+  WITHOUT_REPLACEMENT,
+  Draft,
+  Scores,
+)
+from specjax.verify import (
+  Block,
+  GreedyMultiDraft,
+  Gumbel,
+  KSeq,
+  Match,
+  OptimalTransport,
+  Speculative,
+  Traversal,
+)
 from specjax.verify import block as block_lib
-from specjax.verify import speculative as speculative_lib
 
-# Laws are float32; sums of up to 256 terms. Seen: below 5e-7.
-CLOSE = 3e-6
-# A fault must stand out from rounding by orders of magnitude.
-WRONG = 1e-2
-VOCAB, DEPTH, NUM = 3, 3, 16
-RULES = [Speculative(), Block()]
-by_rule = pytest.mark.parametrize('rule', RULES, ids=lambda r: r.name)
-
-
-def options(num: int = NUM, greedy: int = 3):
-  """Returns columns that mix all filters; the last rows are greedy."""
-  rng = np.random.default_rng(7)
-  pick = lambda *values: rng.choice(values, num)  # noqa: E731
-  temperature = pick(0.6, 1.0, 1.5)
-  temperature[num - greedy:] = 0.0
-  return {
-      'temperature': temperature, 'top_k': pick(0, 0, 2),
-      'top_p': pick(1.0, 1.0, 0.8), 'min_p': pick(0.0, 0.0, 0.25),
-      'repetition_penalty': pick(1.0, 1.3),
-      'presence_penalty': pick(0.0, 0.4),
-      'frequency_penalty': pick(0.0, 0.3)}
-
-
+# Laws are float32; sums of up to a thousand terms. Seen: below 2e-7.
+CLOSE = 2e-6
+# Expected acceptance is a sum of such laws.
+NEAR = 1e-5
+NUM = 4
+CHAIN, SIDE = tree.chain(3), topologies.branching((2, 1))
+WIDE, LONG = topologies.branching((2, 2)), topologies.branching((2, 1, 1))
 PLAIN = {'temperature': np.resize([0.6, 1.0, 1.5], NUM)}
+MIXED = problems.mixed_options(NUM, seed=1, greedy=1)
+ALL_KINDS = (IID, WITHOUT_REPLACEMENT, TOP_PLUS_ONE, POINT, MATCH)
 
 
-def problems(columns=None, depth: int = DEPTH, vocab: int = VOCAB, **kwargs):
-  columns = options() if columns is None else columns
-  num = len(columns['temperature'])
-  return enumeration.random_problems(
-      11, num, vocab, depth, columns, **kwargs)
-
-
-def check(found) -> None:
-  assert np.abs(found.target.sum(axis=1) - 1).max() < 1e-12
+def check(rule, problem) -> exact.Found:
+  found = exact.exact_law(rule, problem)
+  np.testing.assert_allclose(found.target.sum(axis=1), 1, atol=1e-12)
   assert found.error < CLOSE
   assert not found.forbidden
+  return found
 
 
-@by_rule
-@pytest.mark.parametrize('same', [True, False], ids=['same', 'own'])
-def test_drawn_drafts(rule, same):
-  """All filters, penalties and greedy rows; drafts with the same options or
-  with none (any stated law is legal)."""
-  check(enumeration.exact(rule, problems(), same_options=same))
+def accepted(rule, p, q, topology, kind) -> np.ndarray:
+  """Returns the expected number of accepted drafts, and checks the law."""
+  problem = problems.context_free(p, q, topology, kind)
+  return check(rule, problem).num_accepted
 
 
-@by_rule
-@pytest.mark.parametrize('modes', [
-    [POINT] * 3, [IID, POINT, IID], [POINT, IID, MATCH]], ids=str)
-def test_fixed_and_mixed_drafts(rule, modes):
-  """A deterministic slot stands for its one-hot law, whatever its row."""
-  check(enumeration.exact(rule, problems(), modes=modes))
+# One position, n drafts: probabilities of acceptance (derived in float64).
 
-
-@by_rule
-def test_drafts_cut_short(rule):
-  """How much is drafted may depend on the tokens drafted so far."""
-  check(enumeration.exact(rule, problems(cut=0.4)))
-
-
-@by_rule
-def test_larger_vocabulary(rule):
-  """V = 4, N = 2, sharper laws with zeros in draft and target."""
-  check(enumeration.exact(
-      rule, problems(depth=2, vocab=4, scale=3.0)))
-
-
-@pytest.mark.parametrize('modes', [[IID] * 3, [POINT, IID, MATCH]], ids=str)
-def test_match(modes):
-  """Sample-and-match needs no law, and cuts change nothing."""
-  check(enumeration.exact_match(Match(), problems(cut=0.3), modes=modes))
-
-
-A, B, C = [0.5, 0.3, 0.2], [0.2, 0.3, 0.5], [1 / 3, 2 / 3]
-NUMBERS = [
-    (Speculative(), A, B, (0.7, 1.19, 1.533, 1.7731)),
-    (Block(), A, B, (0.7, 1.25, 1.695, 2.0635)),
-    (Speculative(), C, C[::-1], (None, 10 / 9)),
-    (Block(), C, C[::-1], (None, 11 / 9)),
-    (Speculative(), [.1, .2, .3, .4], [.4, .3, .2, .1], (0.6,)),
-    (Speculative(), [.5, .25, .15, .1], [.3, .4, .2, .1], (0.8,)),
+A, B = [.1, .2, .3, .4], [.5, .25, .15, .1]
+A_DRAFT, B_DRAFT = [.4, .3, .2, .1], [.3, .4, .2, .1]
+ONE = [
+    (Speculative(), IID, (.6, .72, .768), (.8, .86, .902)),
+    (Speculative(), WITHOUT_REPLACEMENT,
+     (.6, .7642857143, .8402976190), (.8, .89375, .9676785714)),
+    (Speculative(), POINT, (.1, .3, .6), (.25, .75, .9)),
+    (Match(), POINT, (.1, .3, .6), (.25, .75, .9)),
+    (KSeq(), IID, (None, .75, .7939499683), (None, .8965097170, .9505418388)),
+    (GreedyMultiDraft(), TOP_PLUS_ONE,
+     (.6, .7666666667, .9333333333), (.8, 1, 1)),
+    (GreedyMultiDraft(), POINT, (.1, .3, .6), (.25, .75, .9)),
 ]
 
 
-@pytest.mark.parametrize('rule,p,q,lengths', NUMBERS)
-def test_expected_acceptance(rule, p, q, lengths):
-  """Published and derived figures; Sun et al. 2025 for the second pair."""
+@pytest.mark.parametrize('num', [1, 2, 3])
+@pytest.mark.parametrize(
+    'rule,kind,one,two', ONE, ids=lambda x: getattr(x, 'name', None))
+def test_one_position(rule, kind, one, two, num):
+  """Closed forms of every rule, for drafts that are badly and nearly right."""
+  if one[num - 1] is None:
+    return
+  found = accepted(rule, [A, B], [A_DRAFT, B_DRAFT],
+                   topologies.branching((num,)), kind)
+  np.testing.assert_allclose(found, [one[num - 1], two[num - 1]], atol=NEAR)
+
+
+@pytest.mark.parametrize('kind,drafts,best', [
+    (IID, 'iid', (.79, .871, 1, 1)),
+    (WITHOUT_REPLACEMENT, 'without_replacement', (.8345238095, 1, 1, 1))],
+    ids=['iid', 'without_replacement'])
+@pytest.mark.parametrize('num', [2, 3])
+def test_one_position_of_optimal_transport(kind, drafts, best, num):
+  """Never above the optimum, and below it by no more than is promised."""
+  found = accepted(OptimalTransport(drafts), [A, B], [A_DRAFT, B_DRAFT],
+                   topologies.branching((num,)), kind)
+  want = np.asarray(best).reshape(2, 2)[:, num - 2]
+  assert (found < want + NEAR).all()
+  assert (found > want - 6e-4).all()
+
+
+# Chains and trees, the same laws at every position.
+
+P, Q = [.5, .3, .2], [.2, .3, .5]
+THIRD = [1 / 3, 2 / 3]
+CHAINS = [
+    (Speculative(), P, Q, (.7, 1.19, 1.533)),
+    (Block(), P, Q, (.7, 1.25, 1.695)),
+    (Traversal(), P, Q, (None, None, 1.695)),
+    (Speculative(), THIRD, THIRD[::-1], (None, 10 / 9)),
+    (Block(), THIRD, THIRD[::-1], (None, 11 / 9)),
+]
+TREES = {
+    (2,): (.82, .82, .76, .76),
+    (2, 2): (1.4924, 1.5284, 1.3376, 1.3856),
+    (2, 1): (1.394, 1.454, 1.292, 1.352),
+    (1, 2): (1.274, 1.31, 1.232, 1.28),
+    (2, 1, 1): (1.7958, 1.965, 1.6644, 1.83),
+}
+
+
+@pytest.mark.parametrize('rule,p,q,lengths', CHAINS)
+def test_chain(rule, p, q, lengths):
+  """Published and derived figures; Sun et al. 2025 for two tokens."""
   for depth, want in enumerate(lengths, 1):
-    if want is None:
-      continue
-    found = enumeration.exact(
-        rule, enumeration.context_free(p, q, depth, NUM if depth == 3 else 1))
-    check(found)
-    np.testing.assert_allclose(found.num_accepted, want, atol=1e-5)
+    if want is not None:
+      found = accepted(rule, p, q, tree.chain(depth), IID)
+      np.testing.assert_allclose(found, want, atol=NEAR)
+
+
+@pytest.mark.parametrize('widths', TREES, ids=str)
+@pytest.mark.parametrize('which', [0, 1], ids=['recursive', 'traversal'])
+def test_tree(widths, which):
+  rule = (Speculative(), Traversal())[which]
+  for kind, want in zip((WITHOUT_REPLACEMENT, IID), TREES[widths][which::2]):
+    found = accepted(rule, P, Q, topologies.branching(widths), kind)
+    np.testing.assert_allclose(found, want, atol=NEAR)
+
+
+# Random context-dependent laws.
+
+SWEEP = [
+    *((Speculative(), t) for t in (CHAIN, SIDE, WIDE, LONG)),
+    (Block(), CHAIN),
+    *((Traversal(), t) for t in (CHAIN, SIDE, WIDE, LONG)),
+    *((Match(), t) for t in (CHAIN, SIDE, WIDE)),
+    *((GreedyMultiDraft(), t) for t in (CHAIN, SIDE, WIDE)),
+    (KSeq(), SIDE), (KSeq(), topologies.sequences((2, 1))),
+    (OptimalTransport(), SIDE), (Gumbel(), SIDE)]
+by_rule = pytest.mark.parametrize(
+    'rule,topology', SWEEP,
+    ids=lambda x: x.name if hasattr(x, 'name') else exact.describe(x))
+
+
+def kinds_of(rule, topology) -> list[int]:
+  """Returns the kinds of drafts that a rule takes, each effect once."""
+  kinds = [k for k in ALL_KINDS if k in rule.modes]
+  if topology.is_chain:  # without siblings, all that are drawn are alike
+    drawn = [k for k in kinds if k not in (POINT, MATCH)]
+    kinds = drawn[:1] + [k for k in kinds if k not in drawn]
+  if isinstance(rule, OptimalTransport):
+    kinds = [IID]
+  return kinds
+
+
+@by_rule
+def test_all_filters_and_cut_drafts(rule, topology):
+  """Temperatures, filters, penalties, greedy rows; nodes that lack children.
+
+  Filters leave zeros in both laws, and fewer tokens than there are children.
+  """
+  for kind in kinds_of(rule, topology):
+    row = exact.certify_rule(
+        rule, topology=topology, kind=kind, vocab_size=3, num_problems=NUM,
+        options=MIXED, cut=0.3, seed=5)
+    assert row.passed, row
+  assert row.error < CLOSE and 0 < row.num_accepted < topology.max_depth
+
+
+@by_rule
+def test_drafts_of_other_options(rule, topology):
+  """Drafts from the plain softmax: tokens that the target excludes."""
+  kind = kinds_of(rule, topology)[0]
+  check(rule, problems.random_problem(
+      topology, kind, 3, num_problems=NUM, seed=6, options=MIXED,
+      same_options=False))
+
+
+# Rows: p, q. Equal; disjoint; one-hot p; one-hot q; zeros that overlap;
+# nothing to draw twice.
+DEGENERATE = np.array([
+    [P, P], [[1, 0, 0], [0, .5, .5]], [[0, 1, 0], P], [P, [0, 1, 0]],
+    [[.5, .5, 0], [0, .5, .5]], [[.5, .5, 0], [0, 0, 1]]])
+
+
+@by_rule
+def test_degenerate_laws(rule, topology):
+  for kind in kinds_of(rule, topology):
+    found = check(rule, problems.context_free(
+        DEGENERATE[:, 0], DEGENERATE[:, 1], topology, kind))
+    if kind == IID and not isinstance(rule, Match):
+      np.testing.assert_allclose(
+          found.num_accepted[0], topology.max_depth, atol=NEAR)
+    if kind in (IID, WITHOUT_REPLACEMENT):
+      assert found.num_accepted[1] == 0
+      assert found.num_accepted[5] == 0
+
+
+@pytest.mark.parametrize('rule,kind', [
+    (Speculative(), WITHOUT_REPLACEMENT), (GreedyMultiDraft(), TOP_PLUS_ONE),
+    (Traversal(), WITHOUT_REPLACEMENT)], ids=lambda x: getattr(x, 'name', ''))
+def test_more_siblings_than_tokens_to_draw(rule, kind):
+  """Three siblings and one or two tokens: the rest are not drafted."""
+  q = np.array([[0, 0, 1, 0], [0, .3, .7, 0], [1e-9, .3, .7, 0]])
+  found = accepted(rule, [A] * 3, q, topologies.branching((3,)), kind)
+  assert found[0] < found[1]
+
+
+@pytest.mark.parametrize('rule,topology', [
+    (Speculative(), CHAIN), (Block(), CHAIN), (Traversal(), SIDE),
+    (GreedyMultiDraft(), SIDE), (KSeq(), SIDE), (OptimalTransport(), SIDE),
+    (Match(), CHAIN), (Speculative(), SIDE)],
+    ids=lambda x: getattr(x, 'name', ''))
+def test_rows_that_forbid_everything_are_never_reached(rule, topology):
+  """Behind an excluded draft a law may be no law (NaN): rules stop before.
+
+  A mask that allows nothing there must not make the draft acceptable.
+  """
+  def target_law(context, logits, history):
+    dead = jnp.any(history == 2, axis=-1)
+    return law_lib.Categorical(jnp.where(dead[..., None], -jnp.inf, logits))
+
+  made = problems.context_free(
+      [.5, .5, 0], P, topology, kinds_of(rule, topology)[0])
+  check(rule, dataclasses.replace(made, target_law=target_law))
+
+
+@pytest.mark.parametrize('rule,topology,kind,vocab', [
+    (Speculative(), tree.chain(2), IID, 6), (Block(), tree.chain(2), IID, 6),
+    (Speculative(), topologies.branching((3,)), WITHOUT_REPLACEMENT, 5),
+    (GreedyMultiDraft(), topologies.branching((3,)), TOP_PLUS_ONE, 5)],
+    ids=lambda x: getattr(x, 'name', ''))
+def test_larger_vocabulary(rule, topology, kind, vocab):
+  """Sharper laws over more tokens, with zeros in draft and target."""
+  check(rule, problems.random_problem(
+      topology, kind, vocab, num_problems=NUM, scale=3.0, options=MIXED))
+
+
+@pytest.mark.parametrize('rule', [Speculative(), Block()],
+                         ids=lambda r: r.name)
+@pytest.mark.parametrize('kinds', [
+    (IID, POINT, IID), (POINT, IID, MATCH)], ids=str)
+def test_chains_of_mixed_kinds(rule, kinds):
+  """A deterministic slot stands for its one-hot law, whatever its row."""
+  check(rule, problems.random_problem(
+      CHAIN, kinds, 3, num_problems=NUM, options=MIXED, seed=8))
+
+
+def test_siblings_of_mixed_kinds():
+  """A deterministic child first, then one that is drawn."""
+  for kinds in ((POINT, IID, IID, POINT), (IID, POINT, IID, IID)):
+    check(Speculative(), problems.random_problem(
+        SIDE, kinds, 3, num_problems=NUM, options=PLAIN, seed=9))
+
+
+@pytest.mark.parametrize('rule,kind', [
+    (Speculative(), WITHOUT_REPLACEMENT), (GreedyMultiDraft(), TOP_PLUS_ONE),
+    (KSeq(), IID), (Match(), WITHOUT_REPLACEMENT)],
+    ids=lambda x: getattr(x, 'name', ''))
+def test_parents_computed_by_the_drafter(rule, kind):
+  """Trees that are grown hand over parents as an array."""
+  made = problems.random_problem(
+      SIDE, kind, 3, num_problems=NUM, options=PLAIN, cut=0.3, seed=10)
+  static = check(rule, made)
+  grown = check(rule, dataclasses.replace(made, is_dynamic=True))
+  np.testing.assert_allclose(
+      grown.num_accepted, static.num_accepted, atol=NEAR)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shuffled(Speculative):
+  """Hands over the children of the root in another order of slots."""
+
+  slots: tuple[int, ...] = (2, 0, 1)
+
+  def verify(self, params, context, draft, scores):
+    slots = np.asarray(self.slots)
+    rows = np.concatenate([[0], slots + 1])
+    verdict = super().verify(params, context, draft.replace(
+        tokens=draft.tokens[:, slots], valid=draft.valid[:, slots],
+        sibling=jnp.asarray(slots, jnp.int32)), Scores(
+            target_law=scores.target_law.at(jnp.broadcast_to(
+                rows, (len(draft.tokens), len(rows))))))
+    back = jnp.asarray([*rows, len(rows)])  # padding stays padding
+    return verdict.replace(path=back[verdict.path])
+
+
+def test_draw_order_of_slots_in_any_order():
+  check(Shuffled(), problems.random_problem(
+      topologies.branching((3,)), WITHOUT_REPLACEMENT, 4, num_problems=NUM,
+      options=PLAIN))
+
+
+@pytest.mark.parametrize('rule,topology', [
+    (Speculative(), SIDE), (GreedyMultiDraft(), SIDE), (Traversal(), SIDE),
+    (Match(), SIDE), (Speculative(), CHAIN)],
+    ids=lambda x: getattr(x, 'name', ''))
+@pytest.mark.parametrize('options', [PLAIN, {}], ids=['sampled', 'greedy'])
+def test_drafts_without_a_law(rule, topology, options):
+  """Lookup and greedy drafters state none; greedy targets have point laws."""
+  found = check(rule, dataclasses.replace(problems.random_problem(
+      topology, POINT, 3, num_problems=NUM, options=options, seed=3),
+      states_law=False))
+  if not options:
+    np.testing.assert_array_equal(found.num_accepted % 1, 0)
+
+
+def test_match_accepts_what_it_says():
+  """Drawn drafts sum p q; the siblings are drawn apart from the target."""
+  found = accepted(Match(), [A, B], [A_DRAFT, B_DRAFT], tree.chain(1), IID)
+  np.testing.assert_allclose(
+      found, [np.dot(A, A_DRAFT), np.dot(B, B_DRAFT)], atol=1e-12)
+
+
+# Order of merit, problem by problem.
+
+def test_block_accepts_no_less_than_speculative():
+  """And on a chain traversal verification is block verification."""
+  made = problems.random_problem(CHAIN, IID, 3, num_problems=50, seed=12)
+  token, block, traversal = (
+      check(rule, made).num_accepted
+      for rule in (Speculative(), Block(), Traversal()))
+  assert (block >= token - 1e-6).all()
+  assert (block > token + 1e-3).any()
+  np.testing.assert_allclose(traversal, block, atol=1e-6)
+
+
+@pytest.mark.parametrize('topology', [SIDE, WIDE, LONG], ids=exact.describe)
+@pytest.mark.parametrize('kind', [IID, WITHOUT_REPLACEMENT])
+def test_traversal_accepts_no_less_than_recursive_rejection(topology, kind):
+  """On ten random problems a tree and kind."""
+  made = problems.random_problem(topology, kind, 3, num_problems=10, seed=13)
+  recursive, traversal = (
+      check(rule, made).num_accepted for rule in (Speculative(), Traversal()))
+  assert (traversal >= recursive - 1e-6).all()
+  assert (traversal > recursive + 1e-3).any()
 
 
 def test_hazards_of_the_published_example():
   """The four drafts of the two-token example, accept test by accept test."""
-  made = enumeration.build(enumeration.context_free(C, C[::-1], 2))
+  drafts = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], np.int32)
+  law = lambda p, rows: law_lib.Categorical(  # noqa: E731
+      jnp.broadcast_to(jnp.log(jnp.asarray(p)), (4, rows, 2)))
+  draft = Draft(topology=tree.chain(2), tokens=jnp.asarray(drafts),
+                valid=jnp.ones((4, 2), bool), mode=jnp.full(2, IID),
+                draft_law=law(THIRD[::-1], 2))
+  scores = Scores(target_law=law(THIRD, 3))
 
   @jax.jit
   def both(draft, scores):
     log_w = block_lib._log_weights(draft, scores)
-    last = jnp.full(4, 2)
-    return log_w, block_lib._hazards(draft, scores.target_law, log_w, last)
+    return log_w, block_lib._hazards(
+        draft, scores.target_law, log_w, jnp.full(4, 2))
 
-  log_w, h = both(made.draft, made.scores)
+  log_w, hazards = both(draft, scores)
   np.testing.assert_allclose(
       jnp.exp(log_w), [[.5, .25], [.5, 1], [1, .5], [1, 1]], atol=1e-6)
-  np.testing.assert_allclose(h, [[0, .25], [0, 1], [1, .5], [1, 1]], atol=1e-6)
+  np.testing.assert_allclose(
+      hazards, [[0, .25], [0, 1], [1, .5], [1, 1]], atol=1e-6)
 
 
-def test_block_accepts_no_less_than_speculative():
-  """Never below token-wise tests, problem by problem."""
-  made = problems(PLAIN)
-  block, token = (enumeration.exact(r, made).num_accepted
-                  for r in (Block(), Speculative()))
-  assert (block >= token - 1e-6).all()
-  assert (block > token + 1e-3).any()
-
-
-@by_rule
-def test_degenerate_laws(rule):
-  """p = q accepts all; disjoint supports accept nothing and emit p."""
-  same = enumeration.exact(rule, enumeration.context_free(A, A, 3, NUM))
-  check(same)
-  np.testing.assert_allclose(same.num_accepted, 3, atol=1e-5)
-  apart = enumeration.exact(
-      rule, enumeration.context_free([1, 0, 0], [0, .5, .5], 3, NUM))
-  check(apart)
-  assert (apart.num_accepted == 0).all()
-  sure = enumeration.exact(rule, enumeration.context_free([0, 1, 0], A, 3, NUM))
-  check(sure)
-
-
-def test_rows_that_forbid_everything_are_never_reached():
-  """Behind an excluded draft a law may be no law (NaN): block stops before.
-
-  A mask that allows nothing there must not make the draft acceptable.
-  """
-  made = enumeration.build(enumeration.context_free([.5, .5, 0], A, 2))
-  logits = np.array(made.scores.target_law.logits)
-  logits[np.asarray(made.draft.tokens)[:, 0] == 2, 1:] = -np.inf
-  scores = made.scores.replace(target_law=law_lib.Categorical(logits))
-  for rule in RULES:
-    _, count, last = enumeration.decide(
-        rule, made.context, made.draft, scores,
-        np.zeros((9, 2), np.float32), 1)
-    first = np.asarray(made.draft.tokens)[:, 0]
-    np.testing.assert_array_equal(np.asarray(count)[first == 2], 0)
-    np.testing.assert_array_equal(np.asarray(last)[:, 2], 0)
-
-
-# Planted faults: what public implementations got wrong.
-
-
-@dataclasses.dataclass(frozen=True)
-class AcceptsAtEquality(Speculative):
-  """u <= p / q: at u = 0 a forbidden token passes."""
-
-  def verify(self, params, context, draft, scores):
-    law = scores.target_law
-    p = jnp.exp(chains.target_log_prob(draft, scores))
-    q = jnp.exp(chains.draft_log_prob(draft))
-    u = keys.uniform(None, draft.topology.num_nodes)
-    count = chains.num_accepted(u * q <= p, draft.valid)
-    token, _ = speculative_lib._correct(context, draft, law, count)
-    return chains.verdict(draft, count, token)
-
-
-@dataclasses.dataclass(frozen=True)
-class Redrawn(Speculative):
-  """Replaces how the token after the accepted prefix is drawn."""
-
-  fault: str = ''
-
-  def verify(self, params, context, draft, scores):
-    law = scores.target_law
-    count = Speculative.verify(
-        self, params, context, draft, scores).num_accepted
-    rejected = chains.cut_or_rejected(draft, count)
-    row, slot = count, count
-    if self.fault == 'no residual':
-      rejected = jnp.zeros_like(rejected)
-    elif self.fault == 'residual of the wrong row':
-      row = jnp.where(rejected, row + 1, row)
-    elif self.fault == 'residual of the wrong draft':
-      slot = jnp.maximum(slot - 1, 0)
-    elif self.fault == 'bonus from the wrong row':
-      row = jnp.where(rejected, row, row - 1)
-    token, _ = law.at(row).residual(
-        chains.draft_law_at(draft, slot, law.vocab_size), context.keys,
-        rejected)
-    return chains.verdict(draft, count, token)
-
-
-@dataclasses.dataclass(frozen=True)
-class PrefixBlock(Block):
-  """The longest passing prefix instead of the last passing index."""
-
-  def verify(self, params, context, draft, scores):
-    law, num = scores.target_law, draft.topology.num_nodes
-    log_w = block_lib._log_weights(draft, scores)
-    last = jnp.sum(draft.valid, axis=1)
-    h = block_lib._hazards(draft, law, log_w, last)
-    u = keys.uniform(None, num)
-    count = chains.num_accepted(u < h, draft.valid)
-    scale = jnp.exp(jnp.take_along_axis(
-        jnp.pad(log_w, ((0, 0), (1, 0))), count[:, None], axis=1))[:, 0]
-    token, _ = law.at(count).residual(
-        law_lib.at_slot(draft, count, law.vocab_size), context.keys,
-        count < last, scale)
-    return chains.verdict(draft, count, token)
-
-
-def test_the_checker_sees_nothing_wrong_in_an_equal_rewrite():
-  """`Redrawn` without a fault is the rule: what follows is not its doing."""
-  check(enumeration.exact(Redrawn(), problems(PLAIN)))
-
-
-@pytest.mark.parametrize('fault', [
-    'no residual', 'residual of the wrong row', 'residual of the wrong draft',
-    'bonus from the wrong row'])
-def test_fault_in_the_last_token_is_caught(fault):
-  assert enumeration.exact(Redrawn(fault), problems(PLAIN)).error > WRONG
-
-
-def test_fault_prefix_of_block_is_caught():
-  assert enumeration.exact(PrefixBlock(), problems(PLAIN)).error > WRONG
-
-
-def test_fault_acceptance_at_equality_is_caught():
-  """The law is off by 2^-23 only; the support gives it away."""
-  made = enumeration.context_free([.5, .5, 0], A, 2)
-  assert enumeration.exact(AcceptsAtEquality(), made).forbidden
-  assert not enumeration.exact(Speculative(), made).forbidden
-
-
-@by_rule
-def test_fault_soft_law_of_argmax_drafts_is_caught(rule):
-  """Deterministic tokens that claim to be drawn from the softmax."""
-  found = enumeration.exact(
-      rule, problems(PLAIN), modes=[POINT] * 3, claimed=[IID] * 3)
-  assert found.error > WRONG
-
-
-@by_rule
-def test_fault_filter_before_temperature_is_caught(rule):
-  """Top-p of the untempered law on the target's side only."""
-  columns = {'temperature': np.resize([0.5, 2.0, 0.6, 1.5], NUM),
-             'top_p': np.full(NUM, 0.7)}
-
-  def score(context, logits, history):
-    p = pipeline.top_p(logits, context.options.top_p[:, None])
-    return law_lib.Categorical(
-        p / context.options.temperature[:, None, None])
-
-  assert enumeration.exact(rule, problems(columns), score=score).error > WRONG
-  check(enumeration.exact(rule, problems(columns)))
-
-
-@by_rule
-def test_fault_penalties_that_miss_the_drafts_is_caught(rule):
-  """The prefix alone is not what a plain sampler would have seen."""
-  columns = {'temperature': np.ones(NUM), 'presence_penalty': np.ones(NUM)}
-
-  def score(context, logits, history):
-    return pipeline.law(context, logits, jnp.full_like(history, -1))
-
-  assert enumeration.exact(rule, problems(columns), score=score).error > WRONG
+def test_greedy_rows_of_a_sampled_batch_equal_the_pipeline():
+  """What "the target" means here is what a plain sampler draws from."""
+  made = problems.random_problem(
+      SIDE, POINT, 3, num_problems=NUM, options=MIXED)
+  law = problems.drafts(made).target_law
+  want = problems.conditionals(made)
+  rows = want.shape[1]
+  np.testing.assert_allclose(
+      problems.softmax(law.logits)[:, :rows], want, atol=1e-6)
+  assert isinstance(law, law_lib.Categorical)
+  assert pipeline.GREEDY_BELOW > MIXED['temperature'].min()

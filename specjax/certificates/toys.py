@@ -1,4 +1,4 @@
-"""Toy models of a few lines, for tests that need exact laws."""
+"""Toy models of a few lines, whose laws can be worked out exactly."""
 
 from __future__ import annotations
 
@@ -48,6 +48,21 @@ class ToyLM:
     logits = self._logits(params, state['cache'], last, last - 1)
     return logits[:, 0], state
 
+  def grow(self, params, state, tokens, base, position, ancestors,
+           entry_position, start):
+    """Feeds a level of a tree: logits of every token, state."""
+    size = tokens.shape[1]
+    slot = base[:, None] + start + jnp.arange(size)
+    cache = self._put(
+        state['cache'], slot, tokens, jnp.ones_like(slot, bool))
+    # The parent is the newest entry it sees, or the last committed token.
+    above = jnp.broadcast_to(
+        ancestors, (slot.shape[0],) + ancestors.shape[-2:])
+    entry = jnp.arange(start + size)
+    above = above & (entry != start + jnp.arange(size)[:, None])
+    parent = base[:, None] + jnp.max(jnp.where(above, entry, -1), axis=-1)
+    return self._logits(params, cache, slot, parent), {'cache': cache}
+
   def init(self, params, state, position, fed, taps):
     tokens = tree.take_row(state.context.tokens, position)
     cache = self._put(state.target['cache'], position, tokens, fed)
@@ -67,7 +82,9 @@ class ToyLM:
         params.target, cache, slot, context.root[:, None] + up)
     past = tree.history(topology, draft.parents, draft.tokens)
     raw = logits if context.log_probs is not None else None
+    found = {'logits': logits, 'final': logits}
     return Scores(target_law=pipeline.law(context, logits, past),
+                  taps={name: found[name] for name in taps},
                   finite=pipeline.finite(logits), raw=raw), state.replace(
                       target={'cache': cache})
 
@@ -132,6 +149,11 @@ class ByRow:
   """
 
   rules: tuple
+
+  @property
+  def taps(self) -> tuple[str, ...]:
+    """Those of all rules."""
+    return tuple(dict.fromkeys(t for rule in self.rules for t in rule.taps))
 
   def verify(self, params, context, draft, scores):
     verdict = self.rules[0].verify(params, context, draft, scores)

@@ -1,0 +1,1 @@
+"""Proofs by enumeration and by sampling that a rule keeps the target's law."""

@@ -1,0 +1,181 @@
+"""Rows of a certificate: as a table, as JSON, as a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import dataclasses
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+# The smallest p-value that is drawn.
+_FLOOR = 1e-12
+
+
+@dataclasses.dataclass
+class Row:
+  """One line. `None`: does not apply.
+
+  Attributes:
+    name: what was certified. method: 'exact' (enumeration), 'sampled' (texts
+      of the compiled loop), 'equal' (bitwise comparison of texts), 'fault' (a
+      planted fault, which must not pass its test), 'skipped' (it could not be
+      enumerated) or 'error' (it raised).
+    passed: the law is right; of a fault: it was caught.
+    p_value: of the sampled texts. error: largest difference of a probability
+      (exact), or texts that differ (equal).
+    count: texts. detectable_tv: total variation that would have been found
+      with probability 0.99; of a lossy rule, what chance may add to `tv`.
+    tv: total variation, exact or plug-in. excess: one-step total variation
+      per token that a lossy rule reports.
+    accepted, expected: drafts kept in the first round, and what they should
+      be. tokens_per_round: over whole texts.
+    attempts: 2 where a row was repeated. seconds: compilation included.
+    note: why it failed, or what else is to be said.
+  """
+
+  name: str
+  method: str
+  passed: bool
+  p_value: float | None = None
+  error: float | None = None
+  count: int | None = None
+  detectable_tv: float | None = None
+  tv: float | None = None
+  excess: float | None = None
+  accepted: float | None = None
+  expected: float | None = None
+  tokens_per_round: float | None = None
+  attempts: int = 1
+  seconds: float = 0.0
+  note: str = ''
+
+  @property
+  def verdict(self) -> str:
+    """One word for the table."""
+    if self.method == 'fault':
+      return 'CAUGHT' if self.passed else 'MISSED'
+    if self.method == 'skipped':
+      return '-'
+    return 'pass' if self.passed else 'FAIL'
+
+
+@dataclasses.dataclass(frozen=True)
+class Certificate:
+  """All rows of a run.
+
+  Attributes:
+    rows: in the order of the grid. about: versions, device, seed, command.
+  """
+
+  rows: tuple[Row, ...]
+  about: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  @property
+  def passed(self) -> bool:
+    """Whether every row passed, and there is one."""
+    return bool(self.rows) and all(r.passed for r in self.rows)
+
+  @property
+  def failed(self) -> tuple[Row, ...]:
+    """Rows that did not pass."""
+    return tuple(r for r in self.rows if not r.passed)
+
+  def table(self) -> str:
+    """Returns the rows as lines of text, and a summary."""
+    head = ('row', 'method', 'result', 'p-value', 'error', 'texts',
+            'finds TV', 'TV', 'excess', 'accepted', 'expected', 'note')
+    body = [_line(r) for r in self.rows]
+    widths = [max(map(len, column)) for column in zip(head, *body)]
+    lines = ['  '.join(c.ljust(w) for c, w in zip(line, widths)).rstrip()
+             for line in (head, ['-' * w for w in widths], *body)]
+    return '\n'.join([*lines, '', self.summary()])
+
+  def summary(self) -> str:
+    """Returns one sentence."""
+    faults = [r for r in self.rows if r.method == 'fault']
+    rest = [r for r in self.rows if r.method not in ('fault', 'skipped')]
+    text = f'{sum(r.passed for r in rest)} of {len(rest)} rows pass'
+    if faults:
+      caught = sum(r.passed for r in faults)
+      text += f'; {caught} of {len(faults)} planted faults caught'
+    return text
+
+  def to_dict(self) -> dict[str, Any]:
+    """Returns plain values, for JSON."""
+    rows = [{**dataclasses.asdict(r), 'verdict': r.verdict}
+            for r in self.rows]
+    return {'passed': self.passed, **self.about, 'rows': [
+        {k: _plain(v) for k, v in row.items()} for row in rows]}
+
+
+def _plain(value: Any) -> Any:
+  """Returns a value that JSON has: a law that broke down has NaN."""
+  if isinstance(value, float) and not math.isfinite(value):
+    return str(value)
+  return value
+
+
+def _line(row: Row) -> tuple[str, ...]:
+  """Returns the cells of a row."""
+  def number(x: float | None, form: str = '.3f') -> str:
+    return '' if x is None else format(x, form)
+
+  # Without a claim to be held against, the plug-in TV is mostly chance.
+  is_lossy = row.excess is not None
+  return (row.name, row.method, row.verdict, number(row.p_value, '.2g'),
+          number(row.error, '.2g'), number(row.count, 'd'),
+          number(row.detectable_tv), number(row.tv if is_lossy else None),
+          number(row.excess, '.4f'), number(row.accepted),
+          number(row.expected), row.note)
+
+
+def figure(rows: Sequence[Row], path: Path) -> None:
+  """Draws p-values and errors of rows beside those of planted faults.
+
+  Args:
+    rows: of a certificate, at least one.
+    path: of the PNG, which appears whole or not at all.
+  """
+  # No pyplot: no window system, no global state.
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  groups = [
+      ('p-value of the sampled law', 'p_value',
+       [r for r in rows if r.method != 'fault' and r.p_value is not None]),
+      ('largest error of the exact law', 'error',
+       [r for r in rows if r.method == 'exact']),
+      ('planted faults: p-value, or error', None,
+       [r for r in rows if r.method == 'fault'])]
+  groups = [g for g in groups if g[2]]
+  if not groups:
+    return
+  tallest = max(len(g[2]) for g in groups)
+  drawn = Figure(figsize=(7.0 * len(groups), 1.6 + 0.17 * tallest),
+                 layout='constrained')
+  FigureCanvasAgg(drawn)
+  for i, (title, name, some) in enumerate(groups):
+    _panel(drawn.add_subplot(1, len(groups), i + 1), title, name, some)
+  partial = path.with_name(path.name + '.partial')
+  drawn.savefig(partial, dpi=130, format='png')
+  os.replace(partial, path)
+
+
+def _panel(axes: Any, title: str, name: str | None, rows) -> None:
+  """Draws one value a row, as dots beside the rows' names."""
+  for i, row in enumerate(rows):
+    is_p = row.p_value is not None
+    value = getattr(row, name) if name else (
+        row.p_value if is_p else row.error)
+    axes.plot(max(value or 0.0, _FLOOR), i, 'o' if is_p else 's',
+              markersize=5, color='#0072b2' if row.passed else '#d55e00')
+  axes.set_yticks(range(len(rows)), [r.name for r in rows], fontsize=6)
+  axes.set_ylim(len(rows) - 0.5, -0.5)
+  axes.set_xscale('log')
+  axes.set_xlim(_FLOOR / 3, 3)
+  axes.grid(axis='x', color='#dddddd', zorder=0)
+  axes.set_title(title, fontsize=9)
+  axes.set_xlabel('circles: p-values; squares: errors; orange: did not pass',
+                  fontsize=7)
