@@ -7,11 +7,11 @@ SmolLM2-135M-Instruct, greedy, a tree of 32 drafted nodes.
 * step: time of a round without drafts at the block shapes of a chain of 32
   and of the tree, the latter with and without path-ordered attention
   (`CausalLM.exact_trees`), for two capacities.
-* bits: a scripted drafter leads through all parts of the tree; its text
-  against that of the null drafter at the same shape, for both kinds of
-  attention. Where they differ: position, top-2 gap, rounding.
-* drafters: several lookup matches side by side, and the model as its own
-  drafter (top-k tree, grown tree), tokens a round and texts likewise.
+* bits: a scripted drafter that leads through all parts of the tree, and
+  several lookup matches side by side: their texts against those of the null
+  drafter at the same shape, for both kinds of attention, and against decoding
+  token by token. Where they differ: position, top-2 gap, rounding.
+* own: the model as its own drafter (top-k tree, grown tree).
 
 Exits non-zero when a text differs that was promised not to, or by more than
 rounding explains.
@@ -85,8 +85,9 @@ def with_exact(model):
       model, lm=dataclasses.replace(model.lm, exact_trees=True))
 
 
-def steps(record, model, args) -> None:
+def steps(record, model, prompts, args, dtype: str) -> bool:
   """Times rounds without drafts at each block shape."""
+  del prompts  # random ones do
   rows = []
   for batch, size in ((1, 512), (1, 2048), (8, 512)):
     prompts = np.random.default_rng(0).integers(3, 1000, (batch, 64))
@@ -106,7 +107,8 @@ def steps(record, model, args) -> None:
         times.append(seconds / args.rounds * 1e6)
       rows.append({'program': name, 'batch': batch, 'capacity': size,
                    'us': setup.spread(times[1:])})
-  record.add('step', rows)
+  record.add(f'step, {dtype}', rows)
+  return True
 
 
 def compare(model, prompts, want, got) -> list[dict[str, Any]]:
@@ -123,55 +125,64 @@ def compare(model, prompts, want, got) -> list[dict[str, Any]]:
   return out
 
 
-def texts(record, model, prompts, args) -> bool:
+def texts(record, model, prompts, args, dtype: str) -> bool:
   """Compares texts; returns whether all promises were kept."""
   size, fine, rows = args.size, True, []
-  exact = with_exact(model)
-  for name, lm in (('ordinary', model), ('exact', exact)):
-    programs = {
-        'null': Program(lm, Null(tree=TREE), prompts, size),
-        'scripted': Program(lm, ScriptedTree(TREE, 0.8), prompts, size)}
-    compile_all(programs.values())
-    plain = programs['null'](size)
-    script = np.asarray(plain.context.tokens)
-    got = programs['scripted'](size, script)
-    differ = compare(model, prompts, plain, got)
-    kept = np.asarray(got.metrics.ranks).sum(axis=(0, 1))
-    fine &= all(d['is_near_tie'] for d in differ)
+  lookup = LookupTree((12, 10, 10), 3, 1)
+  plain = Program(model, Null(0), prompts, size)
+  programs = {
+      (name, drafter): Program(lm, drafter, prompts, size)
+      for name, lm in (('ordinary', model), ('exact', with_exact(model)))
+      for drafter in (Null(tree=TREE), ScriptedTree(TREE, 0.8),
+                      Null(tree=lookup.topology), lookup)}
+  compile_all([plain, *programs.values()])
+  single = plain(size)
+  for (name, drafter), program in programs.items():
+    if isinstance(drafter, Null):
+      reference = program(size)
+      script = np.asarray(reference.context.tokens)
+      continue
+    got = program(size, script if program.needs_script else None)
+    made = int((got.context.length - got.context.prompt_length).sum())
+    differ = compare(model, prompts, reference, got)
+    others = compare(model, prompts, single, got)
+    fine &= all(d['is_near_tie'] for d in differ + others)
     fine &= name != 'exact' or not differ
     rows.append({
-        'attention': name, 'rows': len(prompts), 'capacity': size,
-        'new_tokens': int((plain.context.length
-                           - plain.context.prompt_length).sum()),
-        'accepted_by_rank': kept.tolist(), 'differences': differ})
-  record.add('bits', rows)
+        'attention': name, 'drafter': type(drafter).__name__,
+        'rows': len(prompts), 'new_tokens': made,
+        'tokens_a_round': made / int(got.context.rounds.sum()),
+        'accepted_by_rank': np.asarray(got.metrics.ranks).sum(
+            axis=(0, 1)).tolist(),
+        'differences_same_shape': differ,
+        'differences_from_one_token_decoding': others})
+  record.add(f'bits, {dtype}', rows)
   return fine
 
 
-def drafters(record, model, prompts, args) -> bool:
-  """Decodes with real tree drafters."""
+def own(record, model, prompts, args, dtype: str) -> bool:
+  """Decodes with the model as its own drafter (slow to compile)."""
   size, fine, rows = args.size, True, []
   cases = {
       'null': (Null(0), None),
-      'lookup 12+10+10': (LookupTree((12, 10, 10), 3, 1), None),
-      'own top-k tree of 32': (TreeLM(
+      'top-k tree of 32': (TreeLM(
           tree=TREE, model=model.lm, draft_sample_method='top_k'),
           model.params),
-      'own grown tree of 32': (GrownLM(32, model.lm, 5, 4), model.params)}
+      'grown tree of 32': (GrownLM(32, model.lm, 5, 4), model.params)}
   programs = {k: Program(model, d, prompts, size, p)
               for k, (d, p) in cases.items()}
   compile_all(programs.values())
   plain = programs['null'](size)
   for name, program in programs.items():
-    seconds, got = setup.timed(program, size)
+    got = program(size)
     made = int((got.context.length - got.context.prompt_length).sum())
     differ = compare(model, prompts, plain, got)
     fine &= all(d['is_near_tie'] for d in differ)
     rows.append({
-        'drafter': name, 'tokens_a_round': made / int(
-            got.context.rounds.sum()), 'new_tokens': made,
-        'differences_from_plain': differ, 'seconds': round(seconds, 3)})
-  record.add('drafters', rows)
+        'drafter': name, 'new_tokens': made,
+        'tokens_a_round': made / int(got.context.rounds.sum()),
+        'differences_from_one_token_decoding': differ})
+  record.add(f'own drafter, {dtype}', rows)
   return fine
 
 
@@ -180,11 +191,13 @@ def main() -> int:
   parser.add_argument('--out', required=True)
   parser.add_argument('--target', default='smollm2-135m-instruct')
   parser.add_argument('--dtypes', default='bfloat16,float32')
+  parser.add_argument('--sections', default='step,bits,own')
   parser.add_argument('--size', type=int, default=448)
   parser.add_argument('--rounds', type=int, default=100)
   parser.add_argument('--repeats', type=int, default=5)
   args = parser.parse_args()
   record, fine = setup.Record(args.out), True
+  sections = {'step': steps, 'bits': texts, 'own': own}
   for dtype in args.dtypes.split(','):
     if args.target == 'random':
       model = tiny.model()
@@ -193,18 +206,8 @@ def main() -> int:
       model = specjax.load(args.target, dtype=dtype, quiet=True)
       prompts = [model.tokenizer.encode(p.turns[0])[:96]
                  for p in builtin.QUICKSTART]
-    record.data['dtype'] = dtype
-    for section in (steps, texts, drafters):
-      name = {'steps': 'step', 'texts': 'bits'}.get(
-          section.__name__, section.__name__)
-      if section is steps and dtype == 'float32':
-        continue  # speed is of interest in the dtype that is served
-      result = (section(record, model, args) if section is steps
-                else section(record, model, prompts, args))
-      fine &= result is not False
-      record.data['sections'][f'{name}, {dtype}'] = (
-          record.data['sections'].pop(name))
-      record.save()
+    for section in args.sections.split(','):
+      fine &= sections[section](record, model, prompts, args, dtype)
   return 0 if fine else 1
 
 

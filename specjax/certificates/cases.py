@@ -69,13 +69,13 @@ _MEDUSA = Typical(0.3, 0.5, 'medusa')
 _LOSSY = (Lenient(0.8), Typical(0.3, 0.5), Lantern(2, delta=0.4),
           Lantern(2, lam=1.5), Judge(0.7))
 
+# Compiles for long; in the short form its twin stands for it.
+_SLOW = OptimalTransport('without_replacement')
 # Rules for each way in which the children of a node are chosen.
 _BY_METHOD: dict[str, tuple[Any, ...]] = {
     'iid': (Speculative(), Traversal(), KSeq(), OptimalTransport('iid'),
             Match()),
-    'without_replacement': (
-        Speculative(), Traversal(), OptimalTransport('without_replacement'),
-        Match()),
+    'without_replacement': (Speculative(), Traversal(), _SLOW, Match()),
     'top_k': (Speculative(), Traversal(), GreedyMultiDraft(), Match()),
     'top_plus_one': (Speculative(), GreedyMultiDraft(), Match()),
     'coupled': (Gumbel(1), Gumbel(2), Match(), Speculative())}
@@ -108,11 +108,14 @@ def grid(full: bool = False) -> tuple[Job, ...]:
   return jobs
 
 
-def _tree(method: str, topology: tree.Topology, setting: Setting) -> Sampled:
+def _tree(
+    method: str, topology: tree.Topology, setting: Setting, full: bool
+) -> Sampled:
   """Returns the rules of one way of drafting on one tree."""
+  rules = tuple(r for r in _BY_METHOD[method] if full or r != _SLOW)
   return Sampled(
       f'{describe(topology)} {method}', TreeLM(topology, _LM, method),
-      _BY_METHOD[method], setting, closed_form=True)
+      rules, setting, closed_form=True)
 
 
 def _trees(full: bool) -> list[Sampled]:
@@ -124,7 +127,7 @@ def _trees(full: bool) -> list[Sampled]:
       ('coupled', narrow, LIGHT))
   if full:
     some = [(method, t, SETTING) for method in _BY_METHOD for t in TREES]
-  return [_tree(*one) for one in some] + [
+  return [_tree(*one, full) for one in some] + [
       Sampled('grown tree', GrownLM(4, _LM, 3, 2),
               (Speculative(), Match(), Greedy()), LIGHT)]
 
@@ -162,12 +165,12 @@ def _chains(full: bool) -> list[Sampled]:
 
 def _greedy() -> list[Sampled]:
   """Returns rows that are all greedy, which is compiled without sampling."""
-  rules = (Greedy(), Speculative(), Match())
   return [
-      Sampled('all greedy, small model', _CHAIN, (*rules, Block()), GREEDY),
+      Sampled('all greedy, small model', _CHAIN,
+              (Greedy(), Speculative(), Match(), Block()), GREEDY),
       Sampled('all greedy, tree (2,2)',
               TreeLM(TREES[1], _LM, 'without_replacement'),
-              (*rules, Traversal()), GREEDY)]
+              (Greedy(), Speculative(), Traversal()), GREEDY)]
 
 
 def _layouts(full: bool) -> list[Layouts]:
@@ -191,7 +194,8 @@ def _exact(full: bool) -> list[Exact]:
   some = (*TREES, topologies.branching((3,))) if full else TREES[:1]
   for topology in some:
     for kind, method in _KINDS.items():
-      jobs += [Exact(rule, topology, kind) for rule in _BY_METHOD[method]]
+      jobs += [Exact(rule, topology, kind) for rule in _BY_METHOD[method]
+               if full or rule != _SLOW]
   if full:
     jobs += [Exact(rule, tree.chain(3), kind, params=table)
              for rule, kind in chains]

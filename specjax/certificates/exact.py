@@ -16,12 +16,14 @@ import numpy as np
 from specjax.certificates import cells as cells_lib
 from specjax.certificates import problems
 from specjax.certificates.cells import NotEnumerable, Seen
-from specjax.certificates.noise import CHUNK, Runner
+from specjax.certificates.noise import Runner
 from specjax.certificates.problems import Problem
 from specjax.core import types
 from specjax.core.tree import Topology
 
 _MAX_DRAFTS = 200_000
+# Drafts explored together: bounds memory.
+_TOGETHER = 2048
 # What bisection and float32 laws may lose of a total probability of 1.
 _MASS = 1e-5
 
@@ -169,12 +171,12 @@ def exact_law(rule: Any, problem: Problem, params: Any = None) -> Found:
     raise NotEnumerable(f'{len(made.weight)} drafts, more than {_MAX_DRAFTS}')
   run = Runner(rule, problem, made, params)
   parts = []
-  for begin in range(0, len(made.weight), CHUNK):
-    rows = np.arange(begin, min(begin + CHUNK, len(made.weight)))
+  for begin in range(0, len(made.weight), _TOGETHER):
+    rows = np.arange(begin, min(begin + _TOGETHER, len(made.weight)))
     found, seen = cells_lib.explore(
         run, rows, run.num_uniforms, run.num_draws, problem.vocab_size)
     if any((found.used()[:, i] & found.used()[:, j]).any()
-           for i, j in run.sharing.pairs):
+           for i, j in run.shared):
       raise NotEnumerable('the verdict uses the noise of one key twice')
     width, drawn = found.chance(seen.law)
     chance = width * drawn

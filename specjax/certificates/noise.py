@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from specjax.certificates import problems
-from specjax.certificates.cells import Points, Seen
+from specjax.certificates.cells import NotEnumerable, Points, Seen
 from specjax.certificates.problems import Problem
 from specjax.core import keys as keys_lib
 from specjax.core import law as law_lib
@@ -30,58 +30,41 @@ from specjax.core.tree import Topology
 Array = jax.Array
 
 # Evaluations in one call of the compiled rule.
-CHUNK = 2048
-
-
-@dataclasses.dataclass(frozen=True)
-class Sharing:
-  """Noise that is drawn with the same key. Hashable: a rule is compiled for it.
-
-  Attributes:
-    draws: pairs `(later, first)` of draws. From the same law they give the
-      same token.
-    pairs: pairs of noises, uniforms before draws, that are not independent.
-  """
-
-  draws: tuple[tuple[int, int], ...] = ()
-  pairs: tuple[tuple[int, int], ...] = ()
-
-
-def find_sharing(uniforms: np.ndarray, draws: np.ndarray) -> Sharing:
-  """Finds equal keys. Numbers of one call of `uniform` are independent."""
-  num, every = len(uniforms), np.concatenate([uniforms, draws])
-  pairs = [(i, j) for i in range(num, len(every)) for j in range(i)
-           if (every[i] == every[j]).all()]
-  return Sharing(
-      draws=tuple((i - num, j - num) for i, j in pairs if j >= num),
-      pairs=tuple(pairs))
+CHUNK = 512
+# Most uniforms, and most draws, of a round.
+_WIDTH = 32
+# With more drafts than this the rule runs for so long that it is worth
+# compiling well; on a CPU, compiling is otherwise most of the time.
+_MANY = 2000
 
 
 class _Script:
   """Stands in for the two sources of randomness, in the order of calls.
 
   Attributes:
-    keys: key data of each number asked for: of uniforms, then of draws.
+    keys: of each number asked for, uniforms and draws: the key's data in
+      the first row of the batch, and a number that tells calls apart.
     logits: of the draws, one array [B,R,V] a call.
   """
 
-  def __init__(self, noise: tuple[Array, Array] | None, sharing: Sharing):
-    """With `noise=None` it only records what is asked for."""
-    self._noise, self._sharing = noise, sharing
+  def __init__(self, uniforms: Array, draws: Array):
+    """Takes f32[B,W] and int32[B,W], W at least what is asked for."""
+    self._noise = (uniforms, draws)
+    self._used = [0, 0]
     self.keys: tuple[list[Array], list[Array]] = ([], [])
     self.logits: list[Array] = []
-    self._used = [0, 0]
 
   def _take(self, which: int, keys: Array, num: int) -> Array:
     """Returns the next `num` numbers [B,num], and records their keys."""
-    begin = self._used[which]
-    self._used[which] += num
-    data = jax.random.key_data(keys.reshape(keys.shape[0], -1))[0]
-    self.keys[which].append(jnp.broadcast_to(data, (num, data.shape[-1])))
-    if self._noise is None:
-      kind = jnp.float32 if which == 0 else jnp.int32
-      return jnp.zeros((keys.shape[0], num), kind)
-    return self._noise[which][:, begin:self._used[which]]
+    begin, end = self._used[which], self._used[which] + num
+    if end > _WIDTH:
+      raise NotEnumerable(f'more than {_WIDTH} numbers are drawn in a round')
+    self._used[which] = end
+    data = jax.random.key_data(keys[:1]).reshape(-1, 2)
+    data = jnp.broadcast_to(data, (num, 2))
+    call = jnp.full((num, 1), len(self.keys[which]), jnp.uint32)
+    self.keys[which].append(jnp.concatenate([data, call], axis=1))
+    return self._noise[which][:, begin:end]
 
   def uniform(self, keys: Array, num: int) -> Array:
     """Replaces `core.keys.uniform`."""
@@ -89,15 +72,14 @@ class _Script:
 
   def sample(self, law: law_lib.Categorical, keys: Array) -> Array:
     """Replaces `Categorical.sample`; laws are kept."""
-    shape, begin = law.logits.shape[:-1], self._used[1]
-    draw = self._take(1, keys, math.prod(shape[1:]))
-    logits = law.logits.reshape(draw.shape + (law.vocab_size,))
+    shape = law.logits.shape[:-1]
+    num = math.prod(shape[1:])
+    draw = self._take(1, keys, num)
+    logits = law.logits.reshape(shape[0], num, law.vocab_size)
     self.logits.append(logits)
-    for later, first in self._sharing.draws:
-      if begin <= first and later < begin + draw.shape[1]:
-        i, j = later - begin, first - begin
-        same = jnp.all(logits[:, i] == logits[:, j], axis=-1)
-        draw = draw.at[:, i].set(jnp.where(same, draw[:, j], draw[:, i]))
+    if num > 1:
+      draw = _alike(draw, logits, jax.random.key_data(
+          keys).reshape(shape[0], num, 2))
     return draw.reshape(shape)
 
   @contextlib.contextmanager
@@ -111,6 +93,18 @@ class _Script:
       yield
     finally:
       keys_lib.uniform, law_type.sample = uniform, sample
+
+
+def _alike(draw: Array, logits: Array, keys: Array) -> Array:
+  """Draws from one law with one key are one draw: the first of them.
+
+  Args:
+    draw: int32[B,R]. logits: f32[B,R,V]. keys: uint32[B,R,2].
+  """
+  same = jnp.all(keys[:, :, None] == keys[:, None], axis=-1)
+  same &= jnp.all(logits[:, :, None] == logits[:, None], axis=-1)
+  same |= jnp.eye(draw.shape[1], dtype=bool)  # NaN is not equal to itself
+  return jnp.take_along_axis(draw, jnp.argmax(same, axis=2), axis=1)
 
 
 class _Inputs(NamedTuple):
@@ -132,7 +126,6 @@ class _Program:
   rule: Any
   topology: Topology
   is_dynamic: bool
-  sharing: Sharing = Sharing()
 
   def draft(self, mode: Array, inputs: _Inputs) -> types.Draft:
     """Returns the drafts, laws by internal row of the topology."""
@@ -151,8 +144,8 @@ class _Program:
         law_row=None if topology.is_chain else law_row)
 
   def decide(self, params, mode, inputs: _Inputs, noise):
-    """Runs: `(tokens, count, logits of draws, excess)`, and the script."""
-    script = _Script(noise, self.sharing)
+    """Runs: `(tokens, count, logits of draws, excess)`, and all keys."""
+    script = _Script(*noise)
     draft = self.draft(mode, inputs)
     scores = types.Scores(target_law=inputs.target_law, taps=inputs.taps)
     context = inputs.context.replace(
@@ -164,26 +157,16 @@ class _Program:
         (inputs.tokens.shape[0], 0, inputs.target_law.vocab_size))]
     out = (emitted(draft, verdict), verdict.num_accepted,
            jnp.concatenate(laws, axis=1), verdict.excess)
-    return out, script
+    nothing = jnp.zeros((0, 3), jnp.uint32)
+    return out, tuple(jnp.concatenate([nothing, *k]) for k in script.keys)
 
 
 @functools.cache
 def _compiled(optimise: bool) -> Any:
   """Returns the compiled form of `_Program.decide`."""
   options = None if optimise else {'xla_backend_optimization_level': 0}
-  return jax.jit(lambda program, *args: program.decide(*args)[0],
+  return jax.jit(lambda program, *args: program.decide(*args),
                  static_argnums=0, compiler_options=options)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _asked_for(program: _Program, params, mode, inputs: _Inputs):
-  """Returns the keys of all noise, uint32[U,2] and [S,2], for the first row.
-
-  Nothing of the rule but its keys is compiled.
-  """
-  _, script = program.decide(params, mode, inputs, None)
-  nothing = jnp.zeros((0, 2), jnp.uint32)
-  return tuple(jnp.concatenate([nothing, *k]) for k in script.keys)
 
 
 class Runner:
@@ -195,7 +178,8 @@ class Runner:
 
   Attributes:
     num_uniforms: U. num_draws: S, over all calls of `sample`.
-    sharing: which of them are not independent.
+    shared: pairs of noises, uniforms before draws, that are drawn with one
+      key, and so not independent.
   """
 
   def __init__(
@@ -210,32 +194,36 @@ class Runner:
     if not rule.lossy:
       context = context.replace(options=types.Options())
     self._context = jax.tree.map(np.asarray, context)
-    one = np.zeros(1, int)
-    uniforms, draws = jax.device_get(_asked_for(
-        self._program, params, self._mode, self._inputs(one, one)))
-    self.num_uniforms, self.num_draws = len(uniforms), len(draws)
-    self.sharing = find_sharing(uniforms, draws)
-    self._program = dataclasses.replace(self._program, sharing=self.sharing)
-    # Where it runs for a second, compiling well would take longer.
-    self._run = _compiled(len(made.weight) > CHUNK
+    self._run = _compiled(len(made.weight) > _MANY
                           or jax.default_backend() != 'cpu')
+    _, (uniforms, draws) = self._evaluate(Points(
+        np.zeros(CHUNK, int), np.zeros((CHUNK, 0), np.float32),
+        np.zeros((CHUNK, 0), np.int32), np.zeros(CHUNK, int)))
+    self.num_uniforms, self.num_draws = len(uniforms), len(draws)
+    self.shared = _shared(uniforms, draws)
 
   def __call__(self, points: Points) -> Seen:
     num = len(points.row)
     extra = -num % CHUNK
     points = Points(*(np.concatenate([x, np.repeat(x[:1], extra, axis=0)])
                       for x in points))
-    parts = []
-    for begin in range(0, num, CHUNK):
-      part = Points(*(x[begin:begin + CHUNK] for x in points))
-      parts.append(jax.device_get(self._run(
-          self._program, self._params, self._mode,
-          self._inputs(part.row, part.keys), (part.uniform, part.draw))))
-    tokens, count, logits, excess = (
+    parts = [
+        self._evaluate(Points(*(x[begin:begin + CHUNK] for x in points)))[0]
+        for begin in range(0, num, CHUNK)]
+    tokens, accepted, logits, excess = (
         np.concatenate(x)[:num] for x in zip(*parts))
-    after = np.arange(tokens.shape[1]) > count[:, None]
-    return Seen(np.where(after, -1, tokens), count,
+    after = np.arange(tokens.shape[1]) > accepted[:, None]
+    return Seen(np.where(after, -1, tokens), accepted,
                 problems.softmax(logits), excess)
+
+  def _evaluate(self, points: Points) -> Any:
+    """Runs the rule on CHUNK points."""
+    noise = tuple(
+        np.pad(x, ((0, 0), (0, _WIDTH - x.shape[1])))
+        for x in (points.uniform, points.draw))
+    return jax.device_get(self._run(
+        self._program, self._params, self._mode,
+        self._inputs(points.row, points.keys), noise))
 
   def _inputs(self, row: np.ndarray, keys: np.ndarray) -> _Inputs:
     """Gathers drafts and their laws, on the host: shapes stay the same."""
@@ -251,3 +239,15 @@ class Runner:
               for name in program.rule.taps},
         context=jax.tree.map(lambda x: x[problem], self._context),
         key_data=np.stack([keys, row], axis=1).astype(np.uint32))
+
+
+def _shared(uniforms: np.ndarray, draws: np.ndarray) -> list[tuple[int, int]]:
+  """Returns pairs of noises with one key; see `_Script.keys`.
+
+  The numbers of one call of `uniform` are independent all the same.
+  """
+  every, num = np.concatenate([uniforms, draws]), len(uniforms)
+  return [
+      (i, j) for i in range(len(every)) for j in range(i)
+      if (every[i, :2] == every[j, :2]).all()
+      and not (i < num and every[i, 2] == every[j, 2])]

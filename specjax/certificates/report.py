@@ -27,8 +27,9 @@ class Row:
       (exact), or texts that differ (equal).
     count: texts. detectable_tv: total variation that would have been found
       with probability 0.99; of a lossy rule, what chance may add to `tv`.
-    tv: total variation, exact or plug-in. excess: one-step total variation
-      per token that a lossy rule reports.
+    tv: total variation, exact (the worst problem) or plug-in.
+    lossy: held against what the rule reports. excess: that report, sampled:
+      per token, exact: of the round of the worst problem.
     accepted, expected: drafts kept in the first round, and what they should
       be. tokens_per_round: over whole texts.
     attempts: 2 where a row was repeated. seconds: compilation included.
@@ -43,6 +44,7 @@ class Row:
   count: int | None = None
   detectable_tv: float | None = None
   tv: float | None = None
+  lossy: bool = False
   excess: float | None = None
   accepted: float | None = None
   expected: float | None = None
@@ -123,10 +125,9 @@ def _line(row: Row) -> tuple[str, ...]:
     return '' if x is None else format(x, form)
 
   # Without a claim to be held against, the plug-in TV is mostly chance.
-  is_lossy = row.excess is not None
   return (row.name, row.method, row.verdict, number(row.p_value, '.2g'),
           number(row.error, '.2g'), number(row.count, 'd'),
-          number(row.detectable_tv), number(row.tv if is_lossy else None),
+          number(row.detectable_tv), number(row.tv if row.lossy else None),
           number(row.excess, '.4f'), number(row.accepted),
           number(row.expected), row.note)
 

@@ -251,6 +251,7 @@ def _judge(
       test.freedom, test.number, size / 2, 1 - _MISS)
   row.tokens_per_round = tally.tokens / tally.rounds
   if lossy:
+    row.lossy = True
     mean = tally.excess[0] / tally.count
     spread = math.sqrt(max(tally.excess[1] / tally.count - mean**2, 0.0))
     row.excess = tally.excess[0] / tally.tokens

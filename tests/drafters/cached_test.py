@@ -30,7 +30,8 @@ OTHER = 0.75 * TARGET + 0.25 * toys.table(1, VOCAB)
 PROMPTS = [[1], [2, 0, 5], [3, 3], [4, 1, 0, 2, 5]]
 # Uneven, breadth first; and with slots in depth-first order.
 WIDE = topologies.from_paths(
-    '[(0,), (1,), (2,), (0, 0), (0, 1), (1, 0), (0, 0, 0), (0, 0, 1)]')
+    '[(0,), (1,), (2,), (0, 0), (0, 1), (1, 0), (0, 0, 0), (0, 0, 1), '
+    '(1, 0, 0)]')
 DEEP = tree.from_parents((0, 1, 2, 1, 0, 5, 5, 0))
 # Little is computed here, and optimising it takes longer.
 QUICK = {'xla_backend_optimization_level': 0}
@@ -78,8 +79,9 @@ def rounds(engine, params, context):
     if np.asarray(state.context.done).all():
       return
     draft, cache, new = step(engine, params, state)
-    hide = lambda s: s.replace(context=s.context.replace(keys=None))  # noqa: E731
-    yield jax.device_get((hide(state), draft, cache, hide(new)))
+    old, after = (s.replace(context=s.context.replace(keys=None))
+                  for s in (state, new))  # keys are no numbers
+    yield jax.device_get((old, draft, cache, after))
     state = new
 
 
@@ -229,8 +231,8 @@ def test_an_oracle_is_always_accepted(method, rule):
 # A real decoder, without and with sliding windows.
 
 LONG, ROOM = 40, 34
-# Sums run in another order when shapes differ; logits are of size 4 to 80.
-CLOSE = 1e-3
+# Sums run in another order when shapes differ; logits are of size 8 to 160.
+CLOSE = 2e-3
 
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
@@ -285,10 +287,12 @@ def check_drafts(config, params, context, draft, topology) -> None:
           draft.aux['log_prob'][b], total[1:], atol=3 * CLOSE)
 
 
-# As few tokens in one call as they can do with: the rings are short.
+# As few tokens in one call as they can do with: the rings are short. Paths
+# are longer than the window, so that parts of them go out of sight.
+FOUR = tree.from_parents(WIDE.parents + (7, 9))
 DECODERS = {
-    'tree': lambda config: TreeLM(WIDE, CausalLM(config, chunk=4), 'top_k'),
-    'grown': lambda config: GrownLM(10, CausalLM(config, chunk=6), 3, 3)}
+    'tree': lambda config: TreeLM(FOUR, CausalLM(config, chunk=6), 'top_k'),
+    'grown': lambda config: GrownLM(10, CausalLM(config, chunk=6), 4, 2)}
 
 
 # The second has layers of both kinds.
@@ -300,31 +304,33 @@ def test_a_decoder_drafts_for_itself_and_for_another(kind, family):
   Then for another, which samples: its cache is right after any path.
   """
   config = tiny.CONFIGS[family]
+  if config.window:
+    config = dataclasses.replace(config, window=2)
   drafter = DECODERS[kind](config)
   rules = toys.ByRow((Greedy(), Match()))
-  engine = Engine(CausalLM(config, chunk=11), drafter, rules)
+  engine = Engine(CausalLM(config, chunk=12), drafter, rules)
   target = dict(tiny.params(config))
   # Sure of itself: the likeliest path is in a grown tree.
-  target['final_norm'] = jax.tree.map(lambda x: 4 * x, target['final_norm'])
+  target['final_norm'] = jax.tree.map(lambda x: 8 * x, target['final_norm'])
   context = toys.context(
-      [[7, 1, 2], [2, 9, 9, 1, 3, 4, 1, 30]], size=ROOM, new=24,
+      [[7, 1, 2], [2, 9, 9, 1, 3, 4, 1, 30]], size=ROOM, new=25,
       options=toys.sampled(2, temperature=0.0),
       condition={'rule': jnp.zeros(2, jnp.int32)})
   own = Models(target=target, drafter=target)
   made = list(rounds(engine, own, context))
   state = made[-1][3]
-  np.testing.assert_array_equal(state.metrics.histogram, [[0, 0, 0, 6]] * 2)
+  np.testing.assert_array_equal(state.metrics.histogram, [[0, 0, 0, 0, 5]] * 2)
   texts = np.pad(state.context.tokens, ((0, 0), (0, LONG - ROOM)))
   laws = np.asarray(from_scratch(config, target, texts))
   for b, start in enumerate((3, 8)):
-    for t in range(start, start + 24):  # as plain greedy decoding says
+    for t in range(start, start + 25):  # as plain greedy decoding says
       law = laws[b, t - 1]
       assert law[texts[b, t]] > law.max() - CLOSE
   wrong = jax.tree.map(
       lambda x: x + 0.05 * tiny.noise(x.shape, x.size).astype(x.dtype),
       target)
   context = context.replace(
-      options=toys.sampled(2, temperature=2.0),
+      options=toys.sampled(2, temperature=4.0),
       condition={'rule': jnp.ones(2, jnp.int32)})
   other = list(rounds(
       engine, Models(target=target, drafter=wrong), context))
@@ -332,4 +338,4 @@ def test_a_decoder_drafts_for_itself_and_for_another(kind, family):
     for old, draft, _, _ in past:
       check_drafts(config, params, old.context, draft, drafter.topology)
   spread = other[-1][3].metrics.histogram.sum(axis=0)
-  assert (spread > 0).all()
+  assert (spread[:4] > 0).all()

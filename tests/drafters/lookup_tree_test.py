@@ -128,26 +128,49 @@ def run(engine, params, context):
   return loop.run(engine, params, state, 50)
 
 
+def replay(drafter, tokens, token_round, start: int, num_rounds: int):
+  """Returns (drafted [D], ranks [D,C]) of a row, from its text alone."""
+  topology = drafter.topology
+  drafted = np.zeros(topology.max_depth, int)
+  ranks = np.zeros((topology.max_depth, topology.max_children), int)
+  for i in range(num_rounds):
+    text = tokens[:start].tolist()
+    end = start + np.count_nonzero(token_round[start:] == i)
+    branches = search(text, drafter, ())
+    drafted[:max(map(len, branches))] += 1
+    said = tokens[start:end].tolist()
+    for rank, branch in enumerate(branches):
+      for depth, (a, b) in enumerate(zip(branch, said, strict=False)):
+        if a != b:
+          break
+        ranks[depth, rank if depth == 0 else 0] += 1
+    start = end
+  return drafted, ranks
+
+
 def test_around_the_loop():
-  """The same text as without drafts, in fewer rounds; branches are used."""
+  """The same text as without drafts; the counters, from the text."""
   params = Models(target=toys.toy_params(0, VOCAB, 3.0))
   context = toys.context(
       [[1], [2, 0], [3, 3, 1]] * 8, size=32, new=24,
-      options=toys.sampled(24, temperature=0.7))
-  lm = toys.ToyLM(VOCAB)
-  plain = run(Engine(lm, Null(0), Match()), params, context)
-  fast = run(Engine(lm, LookupTree((4, 2, 1)), Match()), params, context)
-  live = np.arange(32) < np.asarray(plain.context.length)[:, None]
-  np.testing.assert_array_equal(fast.context.length, plain.context.length)
-  np.testing.assert_array_equal(
-      np.asarray(fast.context.tokens)[live],
-      np.asarray(plain.context.tokens)[live])
-  assert fast.context.rounds.sum() < 0.8 * plain.context.rounds.sum()
-  ranks = np.asarray(fast.metrics.ranks).sum(axis=0)
-  assert (ranks[0] > 0).all()  # by which sibling, at the root
-  assert not ranks[1:, 1:].any()
-  np.testing.assert_array_equal(
-      fast.metrics.ranks.sum(axis=-1), fast.metrics.accepted)
+      options=toys.sampled(24, temperature=0.7),
+      token_round=jnp.full((24, 32), -1))
+  lm, drafter = toys.ToyLM(VOCAB), LookupTree((4, 2, 1))
+  plain = jax.device_get(run(
+      Engine(lm, Null(0), Match()), params, context).context.tokens)
+  fast = run(Engine(lm, drafter, Match()), params, context)
+  np.testing.assert_array_equal(fast.context.tokens, plain)
+  tokens, when, start, rounds, metrics = jax.device_get((
+      fast.context.tokens, fast.context.token_round,
+      fast.context.prompt_length, fast.context.rounds, fast.metrics))
+  for b in range(24):
+    drafted, ranks = replay(drafter, tokens[b], when[b], start[b], rounds[b])
+    np.testing.assert_array_equal(metrics.drafted[b], drafted)
+    np.testing.assert_array_equal(metrics.ranks[b], ranks)
+  np.testing.assert_array_equal(metrics.ranks.sum(axis=-1), metrics.accepted)
+  assert rounds.sum() < 0.8 * 24 * 24
+  assert (metrics.drafted[:, 0] < rounds).any()
+  assert (metrics.ranks.sum(axis=0)[0] > 0).all()  # by which sibling
 
 
 @pytest.mark.parametrize('kwargs,match', [

@@ -27,9 +27,10 @@ LM = toys.ToyLM(VOCAB)
 TARGET, OTHER = toys.toy_params(0, VOCAB), toys.toy_params(1, VOCAB, 1.0)
 PARAMS = Models(target=TARGET, drafter=OTHER)
 TABLE = np.asarray(OTHER['table'])
-# Three children, two and one on one level, two below one of four: depth 3.
+# Three children; two, one and none; then two and one again: depth 3.
 TREE = topologies.from_paths(
-    '[(0,), (1,), (2,), (0, 0), (0, 1), (1, 0), (0, 0, 0), (0, 0, 1)]')
+    '[(0,), (1,), (2,), (0, 0), (0, 1), (1, 0), (0, 0, 0), (0, 0, 1), '
+    '(1, 0, 0)]')
 KINDS = {'iid': 'iid', 'without_replacement': 'without_replacement',
          'top_plus_one': 'top_plus_one', 'top_k': 'point',
          'coupled': 'match'}
@@ -195,7 +196,8 @@ def test_greedy_rows_draft_the_likeliest(method):
   context = make_context(8, bias=jnp.asarray(bias))
   draft = propose(make(method), context)
   assert draft.draft_law is None and (draft.mode == POINT).all()
-  has_no_third = (np.arange(8) >= 4)[:, None] & (np.arange(8) == 2)
+  has_no_third = (np.arange(8) >= 4)[:, None] & (
+      np.arange(TREE.num_nodes) == 2)
   np.testing.assert_array_equal(draft.valid, ~has_no_third)
   for b, kids, prompt, path in nodes(context, draft, 8):
     allowed = [t for t in ranking(prompt, path) if bias[b, t] == 0]

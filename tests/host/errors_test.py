@@ -105,7 +105,7 @@ EVERYTHING = tuple(range(toy_text.VOCAB))
      {'draft_len_schedule': 'confidence'}, ['a'], {}),
     ("drafter='ngram': must be a drafter such as", MODEL, 'ngram', ['a'], {}),
     ('drafter=.*Lookup.*: must be a drafter such', MODEL, Lookup, ['a'], {}),
-    ("'block' needs the law", MODEL, Lookup(3), ['a'],
+    ("'block' needs drafts of kind iid", MODEL, Lookup(3), ['a'],
      {'verify': 'block', 'sampling': ONE}),
     ("'greedy' is exact at temperature 0 only", MODEL, Lookup(3), ['a'],
      {'verify': 'greedy', 'sampling': ONE}),

@@ -286,5 +286,5 @@ def test_describe_and_choose_rule():
     choose_rule('greedy', small, [greedy, some])
   with pytest.raises(ValueError, match="'block' needs .*iid.*makes point"):
     choose_rule('block', Lookup(3), [some])
-  with pytest.raises(ValueError, match="verify='typo'.*block, .*greedy, .*match"):
+  with pytest.raises(ValueError, match="'typo'.*block, .*greedy, .*match"):
     choose_rule('typo', small, [some])

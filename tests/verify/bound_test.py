@@ -132,7 +132,7 @@ def test_bound_is_the_best_subset(mode, num):
       exact(p, q, num, mode), enumerated(p, q, num, mode), atol=2e-7)
 
 
-@pytest.mark.parametrize('num', [3, 4])
+@pytest.mark.parametrize('num', [2, 3, 4])
 def test_draws_that_take_long(num):
   """Rare tokens must be drawn where the frequent ones run out."""
   rng = np.random.default_rng(3)
@@ -195,6 +195,8 @@ DEGENERATE = [
         iid=0, without_replacement=0, kseq=0)),
     ('sure draft', A[0], ONE[2], dict(iid=.3, without_replacement=.3)),
     ('few drafts', A[0], HALF, dict(iid=.3, without_replacement=.3)),
+    ('few drafts, one rare', A[0], np.array([1 - 1e-6, 1e-6, 0, 0]), dict(
+        without_replacement=.3)),
     ('sure target', ONE[3], A[1], dict(
         iid=1 - .9 ** 3, top=0, top_plus_one=1 / 3)),
 ]
