@@ -6,6 +6,7 @@ shapes in `specjax.core.topologies`.
 """
 
 from specjax import drafters, verify
+from specjax.certificates.own import certify
 from specjax.host.generate import generate
 from specjax.host.load import Model, load, random_model, save
 from specjax.host.results import Results
@@ -16,5 +17,5 @@ from specjax.version import __version__
 
 __all__ = [
     'Model', 'Prompt', 'Results', 'Sampling', 'TransformerConfig',
-    '__version__', 'drafters', 'generate', 'load', 'random_model', 'save',
-    'verify']
+    '__version__', 'certify', 'drafters', 'generate', 'load', 'random_model',
+    'save', 'verify']

@@ -13,13 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
 TOP = np.float32(1 - 2.0**-24)  # the largest value that a uniform takes
-# Bisection: 2^-25, well below what a float32 law can tell.
-_HALVINGS = 25
+# Thresholds to 2^-25, well below what a float32 law can tell.
+_BITS = 25
+# Evaluations that cost no more than one (they are made in chunks), and the
+# most values that are tried at once.
+_ROOM, _MOST = 512, 15
 _RANDOM_PROBES = 6
 # Laws in one box are the same up to rounding.
 _SAME_LAW = 1e-6
@@ -297,16 +301,26 @@ class _Splitter:
     return low
 
   def _at_threshold(self, site: np.ndarray, before: Points) -> list[Cells]:
-    """Splits at the value of uniform `site` where the decision flips."""
+    """Splits at the value of uniform `site` where the decision flips.
+
+    By bisection, or with more values at once where boxes are few.
+    """
     which = np.arange(self.cells.low.shape[1]) == site[:, None]
     low = np.where(which, before.uniform, 0).sum(axis=1, dtype=np.float32)
     high = np.where(which, self.other.uniform, 0).sum(
         axis=1, dtype=np.float32)
-    for _ in range(_HALVINGS):
-      middle = (low + high) / 2
-      same = self._same(before._replace(
-          uniform=np.where(which, middle[:, None], before.uniform)))
-      low, high = np.where(same, middle, low), np.where(same, high, middle)
+    size = min(max(_ROOM // len(site), 1), _MOST)
+    share = np.arange(size + 2, dtype=np.float32) / (size + 1)
+    for _ in range(math.ceil(_BITS / math.log2(size + 1))):
+      tried = low + share[:, None] * (high - low)
+      tried[-1] = high  # exactly
+      seen = _run_all(self.run, [before._replace(uniform=np.where(
+          which, value[:, None], before.uniform)) for value in tried[1:-1]])
+      same = np.array([_agree(self.cells, before, x, self.own, self.base)
+                       for x in seen])
+      first = np.cumprod(same, axis=0).sum(axis=0)[None]
+      low = np.take_along_axis(tried, first, axis=0)[0]
+      high = np.take_along_axis(tried, first + 1, axis=0)[0]
     cells = self.cells
     return [
         cells.replace(high=np.where(which, low[:, None], cells.high)),

@@ -51,7 +51,7 @@ def same_text(program: Program, rule: int, name: str, *, seed: int) -> Row:
     if not different.any():
       break
   return Row(
-      name=name, method='equal', passed=not different.any(), count=BATCH,
+      name=name, method='equal', passed=not bool(different.any()), count=BATCH,
       error=float(different.sum()), attempts=attempt + 1,
       seconds=time.perf_counter() - begin)
 

@@ -20,7 +20,7 @@ from specjax.certificates import (
   sampled,
   toys,
 )
-from specjax.certificates.report import Row
+from specjax.certificates.report import TOLERANCE, Row
 from specjax.certificates.sampled import Program
 from specjax.certificates.setting import Laws, Setting
 from specjax.core.tree import Topology
@@ -29,8 +29,6 @@ from specjax.verify import Speculative
 
 # Batches of `sampled.BATCH` texts a row, in the short and in the full form.
 BATCHES, MANY_BATCHES = 4, 40
-# Up to this an error of an enumerated law is rounding.
-TOLERANCE = 2e-6
 # Problems of an exact row.
 _PROBLEMS, _MANY_PROBLEMS = 8, 32
 
@@ -171,7 +169,7 @@ class Exact:
       return
     row = Row(name=names[0], method='exact', passed=False, error=found.error,
               tv=float(found.tv.max()), lossy=self.rule.lossy)
-    row.passed = found.error <= TOLERANCE and not found.forbidden
+    row.passed = bool(found.error <= TOLERANCE and not found.forbidden)
     if row.lossy:
       worst = int(found.tv.argmax())
       row.excess = float(found.excess[worst])

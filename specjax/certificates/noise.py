@@ -35,7 +35,7 @@ CHUNK = 512
 _WIDTH = 32
 # With more drafts than this the rule runs for so long that it is worth
 # compiling well; on a CPU, compiling is otherwise most of the time.
-_MANY = 2000
+_MANY = 5000
 
 
 class _Script:

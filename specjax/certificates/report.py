@@ -9,7 +9,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-# The smallest p-value that is drawn.
+import numpy as np
+
+# Level of a sampled row's first test.
+SIZE = 1e-3
+# Up to this an error of an enumerated law is rounding.
+TOLERANCE = 2e-6
+# The smallest value that is drawn.
 _FLOOR = 1e-12
 
 
@@ -114,6 +120,8 @@ class Certificate:
 
 def _plain(value: Any) -> Any:
   """Returns a value that JSON has: a law that broke down has NaN."""
+  if isinstance(value, np.generic):
+    value = value.item()
   if isinstance(value, float) and not math.isfinite(value):
     return str(value)
   return value
@@ -133,50 +141,58 @@ def _line(row: Row) -> tuple[str, ...]:
 
 
 def figure(rows: Sequence[Row], path: Path) -> None:
-  """Draws p-values and errors of rows beside those of planted faults.
+  """Draws p-values and errors: laws above, planted faults below.
 
   Args:
-    rows: of a certificate, at least one.
-    path: of the PNG, which appears whole or not at all.
+    rows: of a certificate.
+    path: of the PNG, which appears whole or not at all. Without a p-value or
+      an error among the rows nothing is drawn.
   """
   # No pyplot: no window system, no global state.
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
-  groups = [
-      ('p-value of the sampled law', 'p_value',
-       [r for r in rows if r.method != 'fault' and r.p_value is not None]),
-      ('largest error of the exact law', 'error',
-       [r for r in rows if r.method == 'exact']),
-      ('planted faults: p-value, or error', None,
-       [r for r in rows if r.method == 'fault'])]
-  groups = [g for g in groups if g[2]]
-  if not groups:
+  shown = [[r for r in rows if (r.method == 'fault') == is_fault
+            and getattr(r, name) is not None and r.method != 'equal']
+           for is_fault in (False, True) for name in ('p_value', 'error')]
+  if not any(shown):
     return
-  tallest = max(len(g[2]) for g in groups)
-  drawn = Figure(figsize=(7.0 * len(groups), 1.6 + 0.17 * tallest),
-                 layout='constrained')
+  heights = [max(len(shown[i]), len(shown[i + 1]), 3) for i in (0, 2)]
+  drawn = Figure(figsize=(15, 3 + 0.17 * sum(heights)), layout='constrained')
   FigureCanvasAgg(drawn)
-  for i, (title, name, some) in enumerate(groups):
-    _panel(drawn.add_subplot(1, len(groups), i + 1), title, name, some)
+  grid = drawn.add_gridspec(2, 2, height_ratios=heights)
+  for i, some in enumerate(shown):
+    if some:
+      _panel(drawn.add_subplot(grid[i // 2, i % 2]), some, i >= 2,
+             is_p_value=i % 2 == 0)
+  drawn.suptitle('Certificates. Filled: passed, or caught; orange crosses: '
+                 'failed, or missed; hollow: lossy, or nothing but the '
+                 f'impossible. Values below {_FLOOR:g} stand at the edge.',
+                 fontsize=10)
   partial = path.with_name(path.name + '.partial')
-  drawn.savefig(partial, dpi=130, format='png')
+  drawn.savefig(partial, dpi=110, format='png')
   os.replace(partial, path)
 
 
-def _panel(axes: Any, title: str, name: str | None, rows) -> None:
-  """Draws one value a row, as dots beside the rows' names."""
+def _panel(
+    axes: Any, rows: Sequence[Row], faulty: bool, *, is_p_value: bool
+) -> None:
+  """Draws a dot a row, beside the rows' names, and the limit."""
+  limit = SIZE if is_p_value else TOLERANCE
   for i, row in enumerate(rows):
-    is_p = row.p_value is not None
-    value = getattr(row, name) if name else (
-        row.p_value if is_p else row.error)
-    axes.plot(max(value or 0.0, _FLOOR), i, 'o' if is_p else 's',
-              markersize=5, color='#0072b2' if row.passed else '#d55e00')
+    value = row.p_value if is_p_value else row.error
+    value = max(value or 0.0, _FLOOR)
+    is_hollow = row.lossy or (faulty and not is_p_value and value <= limit)
+    colour = '#0072b2' if row.passed else '#d55e00'
+    axes.plot(value, i, 'o' if row.passed else 'X', markersize=5,
+              color=colour, markerfacecolor='white' if is_hollow else colour)
+  axes.axvline(limit, color='black', linestyle='--', linewidth=1)
   axes.set_yticks(range(len(rows)), [r.name for r in rows], fontsize=6)
   axes.set_ylim(len(rows) - 0.5, -0.5)
   axes.set_xscale('log')
   axes.set_xlim(_FLOOR / 3, 3)
   axes.grid(axis='x', color='#dddddd', zorder=0)
-  axes.set_title(title, fontsize=9)
-  axes.set_xlabel('circles: p-values; squares: errors; orange: did not pass',
-                  fontsize=7)
+  what = 'p-value of the texts' if is_p_value else 'largest error'
+  side = 'left' if is_p_value else 'right'
+  axes.set_title((f'planted faults: {what}' if faulty else what)
+                 + f' ({side} of the line: off the law)', fontsize=8)

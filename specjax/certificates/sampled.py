@@ -26,7 +26,7 @@ import numpy as np
 from specjax.certificates import fit
 from specjax.certificates import setting as setting_lib
 from specjax.certificates.fit import Cells
-from specjax.certificates.report import Row
+from specjax.certificates.report import SIZE, Row
 from specjax.certificates.setting import NUM_KINDS, Laws, Setting
 from specjax.core import loop
 from specjax.core.round import Engine
@@ -34,8 +34,8 @@ from specjax.core.types import Models, SpecState
 
 # Texts in one call of the compiled loop.
 BATCH = 8192
-# Levels of the first test and of the repetition, which has more texts.
-SIZE, SIZE_AGAIN = 1e-3, 1e-4
+# Level of the repetition, which has more texts.
+SIZE_AGAIN = 1e-4
 MORE = 4
 # Chance of missing the stated total variation at the first test; with more
 # texts the repetition misses it still less, so both find it with >= 0.99.
@@ -257,7 +257,7 @@ def _judge(
     row.excess = tally.excess[0] / tally.tokens
     chance = fit.noise(texts, size)
     allowed = mean + _ERRORS * spread / math.sqrt(tally.count) + chance
-    row.passed = row.tv <= allowed
+    row.passed = bool(row.tv <= allowed)
     # What is left of a text's total variation once chance is taken off.
     row.detectable_tv = chance
     row.note = f'reports {mean:.3f} a text'

@@ -72,7 +72,10 @@ def _log_weights(draft: Draft, scores: Scores) -> Array:
   step = log_p - log_q
   weight, out = jnp.zeros(step.shape[0]), []
   for i in range(step.shape[1]):  # unrolled: a loop costs more than its work
-    weight = jnp.minimum(0.0, weight + step[:, i])
+    # Behind a forbidden draft a law may be NaN, which compilers are free to
+    # lose in a minimum: it is not looked at.
+    weight = jnp.where(weight > -jnp.inf,
+                       jnp.minimum(0.0, weight + step[:, i]), -jnp.inf)
     out.append(weight)
   return jnp.stack(out, axis=1)
 
@@ -89,10 +92,11 @@ def _hazards(draft: Draft, law, log_w: Array, last: Array) -> Array:
   # the law of slot i (0-based).
   p = law.probs[:, 1:num]
   q = _draft_probs(draft, law.vocab_size)[:, 1:]
-  s = jnp.maximum(w[:, :-1, None] * p - q, 0.0).sum(axis=-1)
+  left = w[:, :-1, None]
+  left = jnp.where(left > 0, left * p, 0.0)  # p may be NaN where w = 0
+  s = jnp.maximum(left - q, 0.0).sum(axis=-1)
   den = s + 1.0 - w[:, :-1]
-  # den = 0: w_i = 1 and p = q next. NaN (a row behind a forbidden draft that
-  # forbids everything) must not pass: no comparison with it is true.
+  # den = 0: w_i = 1 and p = q next.
   inner = jnp.where(den == 0, 1.0, s / jnp.where(den == 0, 1.0, den))
   inner = jnp.pad(inner, ((0, 0), (0, 1)))
   return jnp.where(slot < last[:, None], inner, h)

@@ -113,7 +113,7 @@ def _weights(draft: Draft, law, kin) -> tuple[Array, Array]:
     p = law.at(jnp.broadcast_to(rows, (batch, len(rows)))).probs
     w = begin[:, rows]
     most = max(len(topology.children[r]) for r in rows)
-    left = w[..., None] * p
+    left = _weighted(w, p)
     for j in range(most):
       left, w, q, child = _use_up(draft, part, left, w, q, j)
       slots = np.array([(topology.children[r] + (-1,) * most)[j]
@@ -124,6 +124,15 @@ def _weights(draft: Draft, law, kin) -> tuple[Array, Array]:
     leaves = np.setdiff1d(np.nonzero(depth == level + 1)[0], internal)
     end = end.at[:, leaves].set(begin[:, leaves])
   return begin, end
+
+
+def _weighted(w: Array, p: Array) -> Array:
+  """Returns w p, f32[B,M,V]; 0 behind a forbidden draft, where p may be NaN.
+
+  Compilers are free to lose a NaN in a maximum or a minimum, so none is let
+  in.
+  """
+  return jnp.where(w[..., None] > 0, w[..., None] * p, 0.0)
 
 
 def _use_up(draft: Draft, kin, left: Array, w: Array, q, j: int):
@@ -170,7 +179,7 @@ def _left_at(draft: Draft, law, kin, begin: Array, stop: Array) -> Array:
   q = rejection.draft_probs(draft, part)
   w = tree.take_row(begin, stop)[:, None]
   p = law.at(stop[:, None]).probs
-  left = w[..., None] * p
+  left = _weighted(w, p)
   for j in range(draft.topology.max_children):
     left, w, q, _ = _use_up(draft, part, left, w, q, j)
   mass = left.sum(axis=-1, keepdims=True)

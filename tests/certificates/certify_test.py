@@ -52,7 +52,8 @@ def test_some_rows(command, tmp_path):
 
 def test_list_and_what_is_not_there(command, tmp_path):
   code, out, err = run(command(
-      'specjax.certify', '--list', '--only', 'fault', '--out', tmp_path / 'no'))
+      'specjax.certify', '--list', '--only', '^fault',
+      '--out', tmp_path / 'no'))
   assert code == 0 and not err
   assert len(out.splitlines()) > 15
   assert all(line.startswith('fault') for line in out.splitlines())
@@ -147,6 +148,7 @@ def test_own_drafter_and_lossy_rule():
   [row] = found.rows
   assert 0 < row.tv and 0 < row.excess < 0.5
   assert row.name == 'SmallLM / lenient(lenience=0.7)'
+  strict(json.dumps(found.to_dict()))
 
 
 @pytest.mark.parametrize('kwargs, text', [

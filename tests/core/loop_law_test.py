@@ -14,10 +14,8 @@ GRID = cases.grid()
 
 @pytest.mark.parametrize('only, num, most', [
     (r'^small model / (speculative|block|match)$', 3, 3),
-    (r'^lookup / (speculative|match)$', 2, 3),
-    (r'^lookup tree / ', 5, 2),
-    (r'^on and off / ', 2, 3),
-    (r'^grown tree / (speculative|match)', 3, 3)])
+    (r'^lookup tree / (speculative|match)', 3, 2),
+    (r'^on and off / ', 2, 3)])
 def test_texts_follow_the_law(only, num, most):
   """`num` rows of drafters that draft up to `most` tokens deep."""
   rows = jobs.run(GRID, only=only)
@@ -38,10 +36,9 @@ def test_plain_decoding():
       assert row.accepted == 0 and row.tokens_per_round == 1
 
 
-@pytest.mark.parametrize('where, num', [('chain', 6), (r'tree \(2,2\)', 3)])
-def test_faults_of_the_loop_are_found(where, num):
-  rows = jobs.run(GRID, only=rf'\({where}\)$|^{where} / no fault$')
-  assert len(rows) == 1 + num
+def test_faults_of_the_loop_are_found():
+  rows = jobs.run(GRID, only=r'\(chain\)$|^chain / no fault$')
+  assert len(rows) == 7
   for row in rows:
     assert row.passed, row
     if row.method == 'fault':
