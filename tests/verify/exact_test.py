@@ -143,17 +143,17 @@ def test_tree(widths, which):
 
 # Random context-dependent laws.
 
-SWEEP = [
-    *((Speculative(), t) for t in (CHAIN, SIDE, WIDE, LONG)),
-    (Block(), CHAIN),
-    *((Traversal(), t) for t in (CHAIN, SIDE, WIDE, LONG)),
-    *((Match(), t) for t in (CHAIN, SIDE, WIDE)),
-    *((GreedyMultiDraft(), t) for t in (CHAIN, SIDE, WIDE)),
-    (KSeq(), SIDE), (KSeq(), topologies.sequences((2, 1))),
-    (OptimalTransport(), topologies.branching((1, 2)))]
-by_rule = pytest.mark.parametrize(
-    'rule,topology', SWEEP,
-    ids=lambda x: x.name if hasattr(x, 'name') else exact.describe(x))
+SMALL = [
+    (Block(), CHAIN), (KSeq(), SIDE), (KSeq(), topologies.sequences((2, 1))),
+    (OptimalTransport(), topologies.branching((1, 2))),
+    *((rule, t) for t in (CHAIN, SIDE) for rule in (
+        Speculative(), Traversal(), Match(), GreedyMultiDraft()))]
+LARGE = [(Speculative(), WIDE), (Traversal(), WIDE), (Match(), WIDE),
+         (GreedyMultiDraft(), WIDE), (Speculative(), LONG),
+         (Traversal(), LONG)]
+by_rule, by_small = (pytest.mark.parametrize(
+    'rule,topology', some, ids=lambda x: name(x) or exact.describe(x))
+                     for some in (SMALL + LARGE, SMALL))
 
 
 def kinds_of(rule, topology) -> list[int]:
@@ -181,7 +181,7 @@ def test_all_filters_and_cut_drafts(rule, topology):
   assert row.error < CLOSE and 0 < row.num_accepted < topology.max_depth
 
 
-@by_rule
+@by_small
 def test_drafts_of_other_options(rule, topology):
   """Drafts from the plain softmax: tokens that the target excludes."""
   kind = kinds_of(rule, topology)[0]
@@ -197,7 +197,7 @@ DEGENERATE = np.array([
     [[.5, .5, 0], [0, .5, .5]], [[.5, .5, 0], [0, 0, 1]]])
 
 
-@by_rule
+@by_small
 def test_degenerate_laws(rule, topology):
   for kind in kinds_of(rule, topology):
     found = check(rule, problems.context_free(
