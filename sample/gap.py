@@ -1,12 +1,12 @@
 """How near acceptance rules come to the optimal-transport bound.
 
-  python -m sample.gap --out docs/results/gap.json
+  python -m sample.gap --out out/gap.json
 
 On random laws and on laws of SmolLM2-135M (the target after a whole text, the
 draft's the same model when it sees only the last few tokens): acceptance at
 one position of each rule, the bound for the way in which its drafts are
-drawn, and how often greedy multi-draft beats recursive rejection. Takes some
-minutes on two CPU cores.
+drawn, and how often greedy multi-draft beats recursive rejection. Takes tens of
+minutes on two CPU cores with the default numbers.
 """
 
 from __future__ import annotations

@@ -27,13 +27,13 @@ class SmallLM(base.ChainDrafter):
   The law is made by the same pipeline and options as the target's.
 
   The drafter never sees its own last draft, so after full acceptance its
-  cache is one token short: each round re-feeds the last `catch_up` committed
-  tokens (rewriting an entry with the same token is harmless).
+  cache is one token short: each round looks at the last `catch_up` committed
+  tokens and stores those that it does not hold.
 
   Attributes:
     num_speculative_tokens: K >= 1.
     model: the drafter's network; its parameters are `params.drafter`.
-    catch_up: committed tokens re-fed a round, >= 2. A combinator in which
+    catch_up: committed tokens fed a round, >= 2. A combinator in which
       other members' tokens are accepted sets `max_depth + 1`.
     confidence_threshold: stops drafting *after* a token of smaller drafter
       probability (the token stays, so the law is exact); 0 never stops.
