@@ -30,7 +30,7 @@ _SAME_LAW = 1e-6
 _MAX_CELLS = 400_000
 
 
-class NotEnumerable(ValueError):  # noqa: N818
+class NotEnumerable(ValueError):
   """The rule's decisions are not made of finitely many boxes of noise.
 
   Either it uses randomness other than `core.keys.uniform` and
@@ -151,9 +151,9 @@ def explore(
     if not same[1].all():
       raise NotEnumerable('the verdict depends on randomness that is drawn '
                           'neither by keys.uniform nor by Categorical.sample')
-    uniform: np.ndarray = np.all(same, axis=0)
-    done.append((cells.take(uniform), _take(seen[0], uniform)))
-    split = np.nonzero(~uniform)[0]
+    settled: np.ndarray = np.all(same, axis=0)
+    done.append((cells.take(settled), _take(seen[0], settled)))
+    split = np.nonzero(~settled)[0]
     witness = np.argmin(same, axis=0)[split]
     other = Points(*(np.stack(x)[witness, split] for x in zip(*probes)))
     cells = _Splitter(

@@ -148,8 +148,8 @@ class _Program:
     script = _Script(*noise)
     draft = self.draft(mode, inputs)
     scores = types.Scores(target_law=inputs.target_law, taps=inputs.taps)
-    context = inputs.context.replace(
-        keys=jax.random.wrap_key_data(inputs.key_data))
+    context = inputs.context.replace(keys=jax.random.wrap_key_data(
+        inputs.key_data, impl='threefry2x32'))
     models = types.Models(target=None, verifier=params)
     with script.installed():
       verdict = self.rule.verify(models, context, draft, scores)

@@ -5,7 +5,7 @@ logits after every prefix of up to D drafted tokens. `drafts` lists all token
 tuples that a drafter could propose, each with its exact probability.
 
 Letters: P problems, N drafted slots, D depth, V tokens, T prefixes of at most
-D tokens, ordered by length, then as numbers in base V; M internal rows.
+D tokens, ordered by length, then as numbers in base V.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ class Problem:
       largest draft logit, in that order (lowest id first on ties).
     target: f32[P,T,V], logits after each prefix of 0 to D tokens.
     draft: f32[P,T',V], logits after each prefix of 0 to D - 1 tokens.
-    options: columns [P] of `core.types.Options`.
+    options: columns [P] of `core.types.Options`, without end tokens.
     limit: int[P,T']: children of a node beyond that many are not drafted.
+      Their own children may be: no rule is to get that far.
     same_options: drafts are drawn with the target's options, else from the
       plain softmax, which is as legal.
     states_law: whether the draft comes with a law; without one, all kinds
@@ -243,9 +244,8 @@ def drafts(problem: Problem) -> Drafts:
 
 def _context(problem: Problem) -> types.Context:
   """Returns P rows that end in PROMPT + OUTPUT."""
-  whole = {'top_k', 'min_new', 'eos'}
   options = types.Options(**{
-      name: jnp.asarray(v, jnp.int32 if name in whole else jnp.float32)
+      name: jnp.asarray(v, jnp.int32 if name == 'top_k' else jnp.float32)
       for name, v in problem.options.items()})
   context = toys.context(
       [PROMPT + OUTPUT] * problem.size, size=8, options=options,

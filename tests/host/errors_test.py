@@ -238,7 +238,7 @@ def test_ctrl_c_keeps_what_is_finished(command, tmp_path):
     assert process.poll() is None, process.communicate()
     time.sleep(0.1)
   process.send_signal(signal.SIGINT)
-  _, err = process.communicate(timeout=60)
+  _, err = process.communicate(timeout=180)
   assert process.returncode == 130, err
   assert err.strip().endswith('interrupted') and 'Traceback' not in err
   assert [p.name for p in out.iterdir()] == ['samples.jsonl']
