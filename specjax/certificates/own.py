@@ -87,7 +87,10 @@ def certify(
   if not grid:
     raise ValueError(f'rule {jobs_lib.label(rule)!r} refuses all of these '
                      'topologies and kinds of drafts')
-  return Certificate(jobs_lib.run(grid, seed=seed, full=full))
+  rows = jobs_lib.run(grid, seed=seed, full=full)
+  return Certificate(rows, {
+      'rule': jobs_lib.label(rule), 'seed': seed,
+      'form': 'full' if full else 'short', 'vocab_size': vocab_size})
 
 
 def _grid(
