@@ -28,12 +28,12 @@ from specjax.core.types import (
 )
 from specjax.drafters import (
   Adaptive,
+  ChainLM,
   GrownLM,
   InputGuided,
   Lookup,
   LookupTree,
   Null,
-  SmallLM,
   TreeLM,
 )
 from specjax.verify import (
@@ -57,7 +57,7 @@ SETTING, LIGHT = Setting(), Setting(filters=False)
 GREEDY = Setting(all_greedy=True)
 _V = SETTING.vocab_size
 _LM = toys.ToyLM(_V)
-_CHAIN = SmallLM(3, _LM)
+_CHAIN = ChainLM(3, _LM)
 _STOPS = dataclasses.replace(_CHAIN, confidence_threshold=0.5)
 # Drafts, gives up, probes: with these prices rows go on and off.
 _ON_AND_OFF = control.Tracking(draft_cost=0.15, decay=0.6, probe_every=2)

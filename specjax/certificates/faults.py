@@ -88,7 +88,7 @@ class DraftNoiseAgain(Speculative):
   name = 'draft noise drawn again'
 
   def verify(self, params, context, draft, scores):
-    """Chains of a `SmallLM` only: the noise is keyed by its step."""
+    """Chains of a `ChainLM` only: the noise is keyed by its step."""
     count = super().verify(params, context, draft, scores).num_accepted
     law, valid = scores.target_law, jnp.pad(draft.valid, ((0, 0), (0, 1)))
     token, _ = law.at(count).residual(

@@ -22,7 +22,7 @@ from specjax.core.types import (
   TOP_PLUS_ONE,
   WITHOUT_REPLACEMENT,
 )
-from specjax.drafters import SmallLM, TreeLM
+from specjax.drafters import ChainLM, TreeLM
 
 # How a small model draws drafts of each kind.
 METHODS = {
@@ -110,7 +110,7 @@ def _grid(
         yield Exact(rule, shape, mode, few, params, may_skip=True)
       drafter: Any = TreeLM(shape, model, METHODS[mode])
       if shape.is_chain and mode == IID:
-        drafter = SmallLM(shape.num_nodes, model)
+        drafter = ChainLM(shape.num_nodes, model)
       yield Sampled(f'{describe(shape)} {MODE_NAMES[mode]}', drafter, (rule,),
                     setting, params, closed_form=True)
 

@@ -19,7 +19,7 @@ class ToyLM:
 
   Logits are `table[previous, current]`; `previous` comes from the cache, so
   that a stale entry or a wrong slot changes the law. Serves as a target and
-  as the model of a `SmallLM`.
+  as the model of a `ChainLM`.
   """
 
   vocab_size: int = 4

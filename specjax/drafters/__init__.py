@@ -1,14 +1,14 @@
 """Drafters: everything that proposes tokens."""
 
+from specjax.drafters.chain_lm import ChainLM
 from specjax.drafters.compose import Adaptive
 from specjax.drafters.grown_lm import GrownLM
 from specjax.drafters.lookup import InputGuided, Lookup
 from specjax.drafters.lookup_tree import LookupTree
 from specjax.drafters.null import Null
 from specjax.drafters.scripted import Scripted, ScriptedTree
-from specjax.drafters.small_lm import SmallLM
 from specjax.drafters.tree_lm import TreeLM
 
 __all__ = [
     'Adaptive', 'GrownLM', 'InputGuided', 'Lookup', 'LookupTree', 'Null',
-    'Scripted', 'ScriptedTree', 'SmallLM', 'TreeLM']
+    'Scripted', 'ScriptedTree', 'ChainLM', 'TreeLM']

@@ -135,9 +135,10 @@ class _Narrow:
   @property
   def inner(self) -> Any:
     """The inner drafter at this width."""
-    if self.width == 0:
-      return Null(0)
     drafter = self.parent.drafter
+    if self.width == 0:
+      idle = getattr(drafter, 'idle', lambda: None)()
+      return Null(0) if idle is None else idle
     if 0 in self.parent.widths and hasattr(drafter, 'resyncing'):
       drafter = drafter.resyncing()  # rounds go by without it
     return drafter.narrow(self.width)

@@ -1,4 +1,4 @@
-"""A small language model that grows a tree where it is most confident."""
+"""A tree that a source grows where it is most confident."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from specjax.core import pipeline, tree
 from specjax.core.tree import Topology
 from specjax.core.types import POINT, Draft, Models, SpecState
-from specjax.drafters import base, cached
+from specjax.drafters import base
+from specjax.drafters import source as source_lib
 
 Array = jax.Array
 
@@ -30,7 +31,7 @@ class GrownLM(base.Drafter):
 
   Attributes:
     num_speculative_tokens: N >= 1, drafted slots, the root not counted.
-    model: the drafter's network; its parameters are `params.drafter`.
+    model: a `source.Source` or a causal language model, as for `ChainLM`.
     tree_depth: longest path in tokens, >= 1; it costs as many forward passes.
     tree_top_k: nodes expanded a level, and children of each, >= 1.
 
@@ -75,23 +76,36 @@ class GrownLM(base.Drafter):
         max_children=min(self.tree_top_k, self.num_speculative_tokens),
         is_chain=False, parents=None)
 
+  @property
+  def source(self) -> source_lib.Source:
+    """Where the tokens come from."""
+    return source_lib.of(self.model)
+
+  @property
+  def taps(self) -> tuple[str, ...]:
+    return self.source.taps
+
   def empty(self, batch: int, capacity: int) -> Any:
-    return cached.empty(self.model, batch, capacity + self.num_scratch)
+    return self.source.empty(batch, capacity + self.num_scratch)
 
   def init(self, params, state, position, fed, taps) -> SpecState:
-    """Feeds a chunk of the prompt."""
-    del taps
-    return cached.init(self.model, params, state, position, fed)
+    """Takes in a chunk of the prompt."""
+    return state.replace(
+        drafter=self.source.init(params, state, position, fed, taps))
+
+  def sync(self, params, state, draft, scores, verdict) -> SpecState:
+    """Hands the verdict on."""
+    return state.replace(drafter=self.source.sync(
+        params, state, draft, scores, verdict, own=False))
 
   def propose(
       self, params: Models, state: SpecState
   ) -> tuple[Draft, SpecState]:
     """Catches up, expands level by level, keeps the best candidates."""
     context = state.context
-    logits, cache = cached.catch_up(
-        self.model, params, state, state.drafter['model'],
-        self.tree_depth + 1)
-    pool, cache = self._expand(params, context, logits, cache)
+    logits, memory = self.source.begin(
+        params, state, behind=self.tree_depth + 1, refill=False)
+    pool, memory = self._expand(params, context, logits, memory)
     num = self.num_speculative_tokens
     _, best = jax.lax.top_k(pool.score, num)
     best = jnp.sort(best, axis=1)
@@ -106,11 +120,10 @@ class GrownLM(base.Drafter):
     draft = base.point_draft(
         self.topology, take(pool.token), valid, parents=parents,
         aux={'log_prob': take(pool.score)})
-    return draft, state.replace(
-        drafter={'model': cache, 'held': context.length})
+    return draft, state.replace(drafter=memory)
 
-  def _expand(self, params, context, logits: Array, cache):
-    """Grows all candidates; returns them and the model's cache."""
+  def _expand(self, params, context, logits: Array, memory):
+    """Grows all candidates; returns them and the source's memory."""
     k, batch = self.tree_top_k, logits.shape[0]
     past = jnp.full((batch, 1, self.tree_depth), -1, jnp.int32)
     score, token = _children(context, logits[:, None], past, k)
@@ -121,14 +134,17 @@ class GrownLM(base.Drafter):
     past = jnp.broadcast_to(past, (batch, k, self.tree_depth))
     past = past.at[:, :, 0].set(token)
     seen = jnp.broadcast_to(jnp.eye(k, dtype=bool), (batch, k, k))
+    parent = jnp.zeros((batch, k), jnp.int32)
     for depth in range(1, self.tree_depth):
       start = (depth - 1) * k
       level = jnp.repeat(jnp.arange(depth), k)
-      logits, cache = self.model.grow(
-          params.drafter, cache,
-          past[:, :, depth - 1], context.length,
-          jnp.broadcast_to(context.length[:, None] + depth - 1, (batch, k)),
-          seen, context.length[:, None] + level, start)
+      length = context.length[:, None]
+      logits, memory = self.source.grow(
+          params, context, memory, source_lib.Level(
+              tokens=past[:, :, depth - 1], depth=depth, base=context.length,
+              parent=parent,
+              position=jnp.broadcast_to(length + depth - 1, (batch, k)),
+              ancestors=seen, entry_position=length + level, start=start))
       gain, token = _children(context, logits, past, k)
       flat = (score[..., None] + gain).reshape(batch, k * k)
       pool.append(_Pool(
@@ -141,7 +157,7 @@ class GrownLM(base.Drafter):
       own = jnp.broadcast_to(jnp.eye(k, dtype=bool), (batch, k, k))
       seen = jnp.concatenate([tree.take_row(seen, parent), own], axis=2)
     joined = [jnp.concatenate(x, axis=1) for x in zip(*pool, strict=True)]
-    return _Pool(*joined), cache
+    return _Pool(*joined), memory
 
 
 class _Pool(NamedTuple):

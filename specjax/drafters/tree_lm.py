@@ -1,4 +1,4 @@
-"""A small language model that drafts a static token tree."""
+"""A static token tree, grown level by level from a source."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from specjax.core.types import (
   Models,
   SpecState,
 )
-from specjax.drafters import base, cached
+from specjax.drafters import base
+from specjax.drafters import source as source_lib
 
 Array = jax.Array
 
@@ -34,12 +35,12 @@ _MODES = {'iid': IID, 'without_replacement': WITHOUT_REPLACEMENT,
 class TreeLM(base.Drafter):
   """Drafts the children of a node together, level by level.
 
-  One forward pass of the small model a level. When every row is greedy all
+  The source is asked once a level. When every row is greedy all
   ways of drafting are 'top_k'.
 
   Attributes:
     tree: a static topology (`core.topologies`).
-    model: the drafter's network; its parameters are `params.drafter`.
+    model: a `source.Source` or a causal language model, as for `ChainLM`.
     draft_sample_method: how the children of a node are chosen.
       'iid': drawn independently from the drafter's law.
       'without_replacement': drawn one after another, each from what the law
@@ -82,23 +83,36 @@ class TreeLM(base.Drafter):
     """Committed tokens that its cache may lack: a whole accepted path."""
     return self.topology.max_depth + 1
 
+  @property
+  def source(self) -> source_lib.Source:
+    """Where the tokens come from."""
+    return source_lib.of(self.model)
+
+  @property
+  def taps(self) -> tuple[str, ...]:
+    return self.source.taps
+
   def empty(self, batch: int, capacity: int) -> Any:
-    return cached.empty(self.model, batch, capacity)
+    return self.source.empty(batch, capacity)
 
   def init(self, params, state, position, fed, taps) -> SpecState:
-    """Feeds a chunk of the prompt."""
-    del taps
-    return cached.init(self.model, params, state, position, fed)
+    """Takes in a chunk of the prompt."""
+    return state.replace(
+        drafter=self.source.init(params, state, position, fed, taps))
 
   def propose(
       self, params: Models, state: SpecState
   ) -> tuple[Draft, SpecState]:
     """Catches up, then grows the tree."""
-    logits, cache = cached.catch_up(
-        self.model, params, state, state.drafter['model'], self.catch_up)
-    draft, cache = _Growth(self, params, state.context).run(logits, cache)
-    held = state.context.length
-    return draft, state.replace(drafter={'model': cache, 'held': held})
+    logits, memory = self.source.begin(
+        params, state, behind=self.catch_up, refill=False)
+    draft, memory = _Growth(self, params, state.context).run(logits, memory)
+    return draft, state.replace(drafter=memory)
+
+  def sync(self, params, state, draft, scores, verdict) -> SpecState:
+    """Hands the verdict on."""
+    return state.replace(drafter=self.source.sync(
+        params, state, draft, scores, verdict, own=False))
 
 
 class _Level(NamedTuple):
@@ -137,8 +151,8 @@ class _Growth:
   params: Models
   context: Any
 
-  def run(self, logits: Array, cache: Any) -> tuple[Draft, Any]:
-    """Returns the draft and the model's cache, from the root's logits."""
+  def run(self, logits: Array, memory: Any) -> tuple[Draft, Any]:
+    """Returns the draft and the source's memory, from the root's logits."""
     topology, context = self.drafter.topology, self.context
     batch = logits.shape[0]
     logits = logits[:, None]
@@ -154,7 +168,8 @@ class _Growth:
         seen = _see(seen, level)
         rows = level.rows - 1
         past = past[:, level.parents].at[:, :, depth - 1].set(tokens[:, rows])
-        logits, cache = self._feed(cache, tokens[:, rows], depth, seen)
+        logits, memory = self._feed(
+            memory, tokens[:, rows], depth, seen, level.parents)
       law = pipeline.law(context, logits, past)
       shaped = pipeline.shaped(context, logits, past)
       for count in sorted({len(kids) for kids in level.children}):
@@ -171,24 +186,28 @@ class _Growth:
     return Draft(
         topology=topology, tokens=tokens, valid=valid,
         mode=jnp.full((topology.num_nodes,), self._mode(), jnp.int32),
-        draft_law=drawn_from, law_row=jnp.asarray(place)), cache
+        draft_law=drawn_from, law_row=jnp.asarray(place)), memory
 
   def _mode(self) -> int:
     if self.context.options.temperature is None:
       return POINT
     return self.drafter.modes[0]
 
-  def _feed(self, cache, tokens: Array, depth: int, seen: np.ndarray):
+  def _feed(self, memory, tokens: Array, depth: int, seen: np.ndarray,
+            parents: np.ndarray):
     """Feeds the internal rows at `depth`; entries above were fed before."""
     start = seen.shape[1] - seen.shape[0]
-    own = jnp.broadcast_to(
-        self.context.length[:, None] + depth - 1, tokens.shape)
+    length = self.context.length[:, None]
     entry = [len(level.rows) for level in
              levels(self.drafter.topology)[1:depth + 1]]
     depths = np.repeat(np.arange(len(entry)), entry)
-    return self.drafter.model.grow(
-        self.params.drafter, cache, tokens, self.context.length, own,
-        jnp.asarray(seen), self.context.length[:, None] + depths, start)
+    return self.drafter.source.grow(
+        self.params, self.context, memory, source_lib.Level(
+            tokens=tokens, depth=depth, base=self.context.length,
+            parent=jnp.asarray(parents, jnp.int32),
+            position=jnp.broadcast_to(length + depth - 1, tokens.shape),
+            ancestors=jnp.asarray(seen), entry_position=length + depths,
+            start=start))
 
   def _children(self, law, shaped: Array, level: _Level, here, depth: int,
                 count: int) -> tuple[Array, Array]:

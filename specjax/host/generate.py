@@ -17,7 +17,7 @@ from specjax.core.types import (
   WITHOUT_REPLACEMENT,
   Models,
 )
-from specjax.drafters import Null, SmallLM
+from specjax.drafters import ChainLM, Null
 from specjax.host import methods
 from specjax.host import requests as requests_lib
 from specjax.host.decoder import Decoder, Progress
@@ -198,7 +198,7 @@ def _drafter(drafter: Any, params: Any, target: Model) -> tuple[Any, Any]:
   if drafter is None:
     return Null(0), None
   if isinstance(drafter, Model):
-    return SmallLM(model=methods.draft_lm(target, drafter)), drafter.params
+    return ChainLM(model=methods.draft_lm(target, drafter)), drafter.params
   if isinstance(drafter, Mapping):
     from specjax.host.load import load
     return methods.build(

@@ -22,7 +22,7 @@ class Model:
 
   Attributes:
     name: the source it was loaded from.
-    lm: the pure functions (a `Target`, and the model of a `SmallLM`).
+    lm: the pure functions (a `Target`, and the model of a `ChainLM`).
     params: parameters, on the devices.
     tokenizer: or None for a model without text.
     eos: end tokens.

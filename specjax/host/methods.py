@@ -11,12 +11,12 @@ from specjax.core import control, topologies
 from specjax.core import tree as tree_lib
 from specjax.drafters import (
   Adaptive,
+  ChainLM,
   GrownLM,
   InputGuided,
   Lookup,
   LookupTree,
   Null,
-  SmallLM,
   TreeLM,
 )
 from specjax.host.load import Model
@@ -170,13 +170,13 @@ def _small(lm: Any, kwargs: dict[str, Any]) -> Any:
       lm = dataclasses.replace(lm, chunk=scratch)
     return dataclasses.replace(grown, model=lm)
   if tree is None and method in (None, 'iid'):
-    return SmallLM(model=lm, confidence_threshold=threshold, **kwargs)
+    return ChainLM(model=lm, confidence_threshold=threshold, **kwargs)
   if threshold:
     raise ValueError("'draft_confidence_threshold' is for chains that are "
                      "drawn ('iid')")
   if tree is None:
     tree = tree_lib.chain(
-        kwargs.pop('num_speculative_tokens', SmallLM.num_speculative_tokens))
+        kwargs.pop('num_speculative_tokens', ChainLM.num_speculative_tokens))
   topology = topologies.parse(tree)
   num = kwargs.pop('num_speculative_tokens', topology.num_nodes)
   if num != topology.num_nodes:
@@ -194,7 +194,7 @@ def _scheduled(drafter: Any, config: dict[str, Any]) -> Any:
                      f"{', '.join(_SCHEDULES)}")
   if schedule == 'constant' or drafter.topology.num_nodes == 0:
     return drafter
-  if schedule == 'confidence' and not isinstance(drafter, SmallLM):
+  if schedule == 'confidence' and not isinstance(drafter, ChainLM):
     raise ValueError(
         "draft_len_schedule='confidence' needs a drafter that reports its "
         "probabilities ('draft_model'); use 'heuristic' or 'tracking'")
@@ -206,7 +206,7 @@ def _scheduled(drafter: Any, config: dict[str, Any]) -> Any:
       'heuristic': control.Heuristic(), 'confidence': control.Confidence(),
       'tracking': control.Tracking(draft_cost=cost)}
   controller = controllers[schedule]
-  if not exact and isinstance(drafter, SmallLM):
+  if not exact and isinstance(drafter, ChainLM):
     drafter = drafter.resyncing()
   num = drafter.topology.num_nodes
   widths = tuple(config.get('widths') or {0, 1, num // 2} - {num})

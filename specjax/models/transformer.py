@@ -106,7 +106,7 @@ class TransformerConfig:
             + heads * self.vocab_size * self.embed_dim)
 
 
-def _param(module: nn.Module, name: str, shape, axes, dtype, init=None):
+def declare(module: nn.Module, name: str, shape, axes, dtype, init=None):
   """Declares a parameter with logical axis names (`parallel.rules`)."""
   def normal(key: Array, shape, dtype) -> Array:
     # Drawn in two axes: on CPUs a 4-D draw compiles for seconds.
@@ -125,7 +125,7 @@ class RMSNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    scale = _param(self, 'scale', (self.size,), (None,), jnp.float32,
+    scale = declare(self, 'scale', (self.size,), (None,), jnp.float32,
                    nn.initializers.ones_init())
     wide = x.astype(jnp.float32)
     power = jnp.mean(wide * wide, axis=-1, keepdims=True)
@@ -145,10 +145,10 @@ class Attention(nn.Module):
     group = c.num_heads // c.num_kv_heads
     shape = (c.embed_dim, c.num_kv_heads, group + 2, c.head_dim)
     qkv_axes = ('embed', 'kv_heads', None, None)
-    kernel = _param(self, 'qkv', shape, qkv_axes, c.dtype)
+    kernel = declare(self, 'qkv', shape, qkv_axes, c.dtype)
     mixed = jnp.einsum('btd,dgqh->btgqh', x, kernel, precision=c.precision)
     if c.qkv_bias:
-      mixed += _param(self, 'qkv_bias', shape[1:], qkv_axes[1:], c.dtype,
+      mixed += declare(self, 'qkv_bias', shape[1:], qkv_axes[1:], c.dtype,
                       nn.initializers.zeros_init())
     q, k, v = mixed[:, :, :, :group], mixed[..., group, :], mixed[..., -1, :]
     if c.qk_norm:
@@ -160,7 +160,7 @@ class Attention(nn.Module):
     out = attention.attend(
         q, cache['k'], cache['v'], sight, scale=scale,
         softcap=c.attention_softcap, precision=c.precision)
-    kernel = _param(
+    kernel = declare(
         self, 'out', (c.num_kv_heads, group, c.head_dim, c.embed_dim),
         ('kv_heads', None, None, 'embed'), c.dtype)
     # Flattened by hand: as an einsum, XLA on CPUs copies the weight.
@@ -178,9 +178,9 @@ class MLP(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     c = self.config
-    up = _param(self, 'gate_up', (c.embed_dim, 2, c.mlp_dim),
+    up = declare(self, 'gate_up', (c.embed_dim, 2, c.mlp_dim),
                 ('embed', None, 'mlp'), c.dtype)
-    down = _param(self, 'down', (c.mlp_dim, c.embed_dim),
+    down = declare(self, 'down', (c.mlp_dim, c.embed_dim),
                   ('mlp', 'embed'), c.dtype)
     both = jnp.einsum('btd,dkf->btkf', x, up, precision=c.precision)
     gate, value = both[:, :, 0], both[:, :, 1]
@@ -225,13 +225,13 @@ class Transformer(nn.Module):
 
   def setup(self):
     c = self.config
-    self.embedding = _param(self, 'embedding', (c.vocab_size, c.embed_dim),
+    self.embedding = declare(self, 'embedding', (c.vocab_size, c.embed_dim),
                             ('vocab', 'embed'), c.dtype)
     self.layers = [Layer(c, c.is_local(i), name=f'layer_{i}')
                    for i in range(c.num_layers)]
     self.final_norm = RMSNorm(c, c.embed_dim, name='final_norm')
     if not c.tied:
-      self.head_kernel = _param(self, 'head', (c.vocab_size, c.embed_dim),
+      self.head_kernel = declare(self, 'head', (c.vocab_size, c.embed_dim),
                                 ('vocab', 'embed'), c.dtype)
 
   def embed(self, tokens: Array) -> Array:

@@ -9,7 +9,7 @@ import pytest
 
 from specjax.certificates import own
 from specjax.core import tree
-from specjax.drafters import SmallLM
+from specjax.drafters import ChainLM
 from specjax.verify import Lenient, Speculative
 
 FEW = (r'^no drafts / match|chain 2 iid / (block|lenient)|fault: u q <= p|'
@@ -143,17 +143,17 @@ def test_own_rule_that_raises():
 
 def test_own_drafter_and_lossy_rule():
   model = own.toys.ToyLM(3)
-  found = own.certify(Lenient(0.7), SmallLM(1, model), vocab_size=3)
+  found = own.certify(Lenient(0.7), ChainLM(1, model), vocab_size=3)
   assert found.passed, found.table()
   [row] = found.rows
   assert 0 < row.tv and 0 < row.excess < 0.5
-  assert row.name == 'SmallLM / lenient(lenience=0.7)'
+  assert row.name == 'ChainLM / lenient(lenience=0.7)'
   strict(json.dumps(found.to_dict()))
 
 
 @pytest.mark.parametrize('kwargs, text', [
     ({'kinds': ['sorted']}, 'kinds='), ({'vocab_size': 2}, 'vocab_size=2'),
-    ({'topology': tree.chain(1), 'drafter': SmallLM(1, own.toys.ToyLM(4))},
+    ({'topology': tree.chain(1), 'drafter': ChainLM(1, own.toys.ToyLM(4))},
      'comes with its'),
     ({'kinds': ['point'], 'rule': 'block'}, 'refuses all')])
 def test_arguments_that_make_no_sense(kwargs, text):

@@ -12,7 +12,7 @@ from specjax.certificates.fit import Cells
 from specjax.certificates.setting import Laws, Setting
 from specjax.core import topologies, tree
 from specjax.core.types import IID, POINT, TOP_PLUS_ONE, WITHOUT_REPLACEMENT
-from specjax.drafters import SmallLM
+from specjax.drafters import ChainLM
 from specjax.verify import Speculative
 
 # Section 0.7 of the verification card, in its own numbers.
@@ -154,7 +154,7 @@ def program():
   setting = Setting(filters=False)
   model = toys.ToyLM(setting.vocab_size)
   return sampled.Program(
-      setting, model, SmallLM(1, model), (Speculative(), SlightlyWrong()),
+      setting, model, ChainLM(1, model), (Speculative(), SlightlyWrong()),
       setting.models())
 
 

@@ -16,7 +16,7 @@ from specjax.certificates import toys
 from specjax.core import control, loop
 from specjax.core.round import Engine
 from specjax.core.types import Models
-from specjax.drafters import Adaptive, Lookup, Null, SmallLM
+from specjax.drafters import Adaptive, ChainLM, Lookup, Null
 from specjax.models import weights
 from specjax.models.attention import Block as Slots
 from specjax.models.causal import CausalLM
@@ -28,7 +28,7 @@ CONFIG = TransformerConfig(
     num_kv_heads=2, head_dim=8)
 TINY = CausalLM(CONFIG, chunk=32)
 BATCH, SIZE, NUM = 4, 28, 3
-SMALL = SmallLM(num_speculative_tokens=NUM, model=TINY)
+SMALL = ChainLM(num_speculative_tokens=NUM, model=TINY)
 PROMPTS = [[1], [2, 0, 5], [3, 3, 7, 7, 7, 1], [4, 12]]
 RUN, ADMIT = loop.compiled()
 
@@ -135,7 +135,7 @@ def test_caches_around_an_off_switch():
 
 
 @dataclasses.dataclass(frozen=True)
-class ForgetsLast(SmallLM):
+class ForgetsLast(ChainLM):
   """Feeds the pending token only: short by one after full acceptance."""
 
   def propose(self, params, state):

@@ -12,12 +12,12 @@ from specjax.core import control, loop
 from specjax.core.automaton import Automaton
 from specjax.core.round import Engine
 from specjax.core.types import Models
-from specjax.drafters import Adaptive, InputGuided, Lookup, Null, SmallLM
+from specjax.drafters import Adaptive, ChainLM, InputGuided, Lookup, Null
 from specjax.verify import Block, Greedy, Match, Speculative
 
 VOCAB, SIZE, NUM, BATCH = 6, 36, 3, 12
 LM = toys.ToyLM(VOCAB)
-SMALL = SmallLM(num_speculative_tokens=NUM, model=LM)
+SMALL = ChainLM(num_speculative_tokens=NUM, model=LM)
 RULES = toys.ByRow((Greedy(), Match(), Block()))
 MAIN = Engine(LM, SMALL, RULES)
 # A spoilt copy of the target: every draft position is both kept and lost.

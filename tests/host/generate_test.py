@@ -16,7 +16,7 @@ from specjax import verify as rules
 from specjax.certificates import reference as numpy_law
 from specjax.core import control
 from specjax.core.automaton import Automaton
-from specjax.drafters import Adaptive, Lookup, Null, SmallLM
+from specjax.drafters import Adaptive, ChainLM, Lookup, Null
 from specjax.host.generate import choose_rule, describe
 
 MODEL = toy_text.model()
@@ -108,7 +108,7 @@ def test_the_seed_of_a_run_and_the_turn_of_a_dialogue_change_the_noise():
           for k, v in MODEL.params.items()}
   same = dataclasses.replace(MODEL, params=flat)
   turns = [Prompt(id='a', turns=('x', 'y'))]
-  small = SmallLM(num_speculative_tokens=3, model=MODEL.lm)
+  small = ChainLM(num_speculative_tokens=3, model=MODEL.lm)
   a, b = run(turns, sampled(), small, same, drafter_params=flat,
              verify='speculative')
   assert a.tokens != b.tokens
@@ -189,7 +189,7 @@ def test_a_model_drafts_and_block_verification_is_chosen():
   drafter = toy_text.model(1)
   results = generate(MODEL, drafter, ['ab'], sampled(max_new_tokens=4))
   assert results.description['verify'] == 'block'
-  assert results.description['drafter'] == 'SmallLM(K=5)'
+  assert results.description['drafter'] == 'ChainLM(K=5)'
   assert len(results.texts) == len(results) == 1
   assert results[0].drafted.tolist() == [results[0].rounds] * 5
 
@@ -269,7 +269,7 @@ class Own(rules.Rule):
 
 def test_describe_and_choose_rule():
   greedy, some = Sampling(), sampled()
-  small = SmallLM(num_speculative_tokens=3, model=MODEL.lm)
+  small = ChainLM(num_speculative_tokens=3, model=MODEL.lm)
   nested = Adaptive(Lookup(7), control.Heuristic())
   assert describe(Null(2)) == 'Null(K=2)'
   assert describe(nested) == 'Adaptive(Lookup(K=7), Heuristic)'

@@ -8,7 +8,7 @@ import pytest
 
 from specjax.core import loop
 from specjax.core.round import Engine
-from specjax.drafters import SmallLM
+from specjax.drafters import ChainLM
 from specjax.host import memory, tiny
 from specjax.host.requests import Request, build_context, stages
 from specjax.io.options import Sampling
@@ -59,7 +59,7 @@ def test_parameters_follow_their_logical_axes():
 def state_shapes(batch: int):
   """Returns the shapes of a state with two caches."""
   lm = CausalLM(CONFIG)
-  engine = Engine(lm, SmallLM(num_speculative_tokens=3, model=lm), Match())
+  engine = Engine(lm, ChainLM(num_speculative_tokens=3, model=lm), Match())
   request = Request(id='0', tokens=(1,), sampling=Sampling(
       temperature=1.0, logit_bias={1: 1.0}, log_probs=True))
   context = build_context(

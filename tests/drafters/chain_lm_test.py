@@ -13,12 +13,12 @@ from specjax.certificates import toys
 from specjax.core import loop
 from specjax.core.round import Engine
 from specjax.core.types import IID, POINT, Models
-from specjax.drafters import Null, SmallLM
+from specjax.drafters import ChainLM, Null
 from specjax.verify import Block, Greedy, Match, Speculative
 
 VOCAB, NUM, ROWS = 6, 4, 64
 LM = toys.ToyLM(VOCAB)
-SMALL = SmallLM(num_speculative_tokens=NUM, model=LM)
+SMALL = ChainLM(num_speculative_tokens=NUM, model=LM)
 TARGET, OTHER = toys.toy_params(0, VOCAB), toys.toy_params(1, VOCAB)
 PROMPTS = [[1], [2, 0, 5], [3, 3], [4, 1, 0, 2, 5]] * (ROWS // 4)
 
@@ -181,4 +181,4 @@ def test_resync_feeds_only_what_was_missed():
     (dict(num_speculative_tokens=0), 'needs >= 1')])
 def test_bad_values_raise(kwargs, match):
   with pytest.raises(ValueError, match=match):
-    SmallLM(**{'model': LM, **kwargs})
+    ChainLM(**{'model': LM, **kwargs})
