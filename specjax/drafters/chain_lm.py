@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from specjax.core import keys, pipeline, tree
+from specjax.core import keys, pipeline
 from specjax.core import law as law_lib
 from specjax.core.types import IID, POINT, Draft, Models, SpecState
 from specjax.drafters import base
@@ -80,7 +80,7 @@ class ChainLM(base.ChainDrafter):
 
   def idle(self) -> Any:
     """Returns what takes this drafter's place while it is off."""
-    return Idle(self.source) if self.source.follows else None
+    return base.Idle(self.source) if self.source.follows else None
 
   def empty(self, batch: int, capacity: int) -> Any:
     return self.source.empty(batch, capacity)
@@ -113,32 +113,6 @@ class ChainLM(base.ChainDrafter):
     """
     return state.replace(drafter=self.source.sync(
         params, state, draft, scores, verdict, own=self.catch_up == 2))
-
-
-@dataclasses.dataclass(frozen=True)
-class Idle(base.Drafter):
-  """Drafts nothing, and keeps a source up to date with the text."""
-
-  source: Any
-
-  @property
-  def topology(self) -> tree.Topology:
-    return tree.chain(0)
-
-  @property
-  def taps(self) -> tuple[str, ...]:
-    return self.source.taps
-
-  def propose(self, params, state) -> tuple[Draft, SpecState]:
-    del params
-    batch = state.context.length.shape[0]
-    return base.point_draft(
-        self.topology, jnp.zeros((batch, 0), jnp.int32),
-        jnp.zeros((batch, 0), bool)), state
-
-  def sync(self, params, state, draft, scores, verdict) -> SpecState:
-    return state.replace(drafter=self.source.sync(
-        params, state, draft, scores, verdict, own=False))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -106,20 +106,11 @@ class GrownLM(base.Drafter):
     logits, memory = self.source.begin(
         params, state, behind=self.tree_depth + 1, refill=False)
     pool, memory = self._expand(params, context, logits, memory)
-    num = self.num_speculative_tokens
-    _, best = jax.lax.top_k(pool.score, num)
-    best = jnp.sort(best, axis=1)
-    take = lambda x: jnp.take_along_axis(x, best, axis=1)  # noqa: E731
-    # Where a kept candidate went: its parent's slot, or the root.
-    slot_of = jax.vmap(lambda i: jnp.zeros(
-        (self.num_candidates,), jnp.int32).at[i].set(jnp.arange(num)))(best)
-    parent = take(pool.parent)
-    rows = 1 + jnp.take_along_axis(slot_of, jnp.maximum(parent, 0), axis=1)
-    parents = jnp.where(parent < 0, 0, rows)
-    valid = jnp.isfinite(take(pool.score)) & ~context.done[:, None]
+    tokens, parents, score = best_of(pool, self.num_speculative_tokens)
+    valid = jnp.isfinite(score) & ~context.done[:, None]
     draft = base.point_draft(
-        self.topology, take(pool.token), valid, parents=parents,
-        aux={'log_prob': take(pool.score)})
+        self.topology, tokens, valid, parents=parents,
+        aux={'log_prob': score})
     return draft, state.replace(drafter=memory)
 
   def _expand(self, params, context, logits: Array, memory):
@@ -128,7 +119,7 @@ class GrownLM(base.Drafter):
     past = jnp.full((batch, 1, self.tree_depth), -1, jnp.int32)
     score, token = _children(context, logits[:, None], past, k)
     score, token = score[:, 0], token[:, 0]
-    pool = [_Pool(score, jnp.full((batch, k), -1, jnp.int32), token)]
+    pool = [Pool(score, jnp.full((batch, k), -1, jnp.int32), token)]
     ids = jnp.broadcast_to(jnp.arange(k), (batch, k))
     # The frontier: candidate ids, scores, texts, and what each entry sees.
     past = jnp.broadcast_to(past, (batch, k, self.tree_depth))
@@ -147,7 +138,7 @@ class GrownLM(base.Drafter):
               ancestors=seen, entry_position=length + level, start=start))
       gain, token = _children(context, logits, past, k)
       flat = (score[..., None] + gain).reshape(batch, k * k)
-      pool.append(_Pool(
+      pool.append(Pool(
           flat, jnp.repeat(ids, k, axis=1), token.reshape(batch, k * k)))
       score, best = jax.lax.top_k(flat, k)
       ids = k + (depth - 1) * k * k + best
@@ -157,15 +148,37 @@ class GrownLM(base.Drafter):
       own = jnp.broadcast_to(jnp.eye(k, dtype=bool), (batch, k, k))
       seen = jnp.concatenate([tree.take_row(seen, parent), own], axis=2)
     joined = [jnp.concatenate(x, axis=1) for x in zip(*pool, strict=True)]
-    return _Pool(*joined), memory
+    return Pool(*joined), memory
 
 
-class _Pool(NamedTuple):
+class Pool(NamedTuple):
   """Candidates, [B,num]: path log-probability, parent (-1: root), token."""
 
   score: Array
   parent: Array
   token: Array
+
+
+def best_of(pool: Pool, num: int) -> tuple[Array, Array, Array]:
+  """Keeps the `num` likeliest candidates, in the order of the pool.
+
+  A child is never likelier than its parent and comes after it, so what is
+  kept is a tree.
+
+  Returns:
+    Tokens, parents (rows of `Scores`, 0 the root) and path log-probabilities,
+    [B,num] each.
+  """
+  size = pool.score.shape[1]
+  _, best = jax.lax.top_k(pool.score, num)
+  best = jnp.sort(best, axis=1)
+  take = lambda x: jnp.take_along_axis(x, best, axis=1)  # noqa: E731
+  # Where a kept candidate went: its parent's slot, or the root.
+  slot_of = jax.vmap(lambda i: jnp.zeros((size,), jnp.int32).at[i].set(
+      jnp.arange(num)))(best)
+  parent = take(pool.parent)
+  rows = 1 + jnp.take_along_axis(slot_of, jnp.maximum(parent, 0), axis=1)
+  return take(pool.token), jnp.where(parent < 0, 0, rows), take(pool.score)
 
 
 def _children(context, logits: Array, past: Array, k: int):

@@ -47,6 +47,9 @@ class Block(struct.PyTreeNode, kw_only=True):
       windows read it; may be None when `start` is 0.
     start: static; number of entries that earlier calls have fed, >= 0.
     exact: static; attend to a tree in path order (see `Sight.view`).
+    whole: static; the T tokens are the whole text (`base` 0, `start` 0):
+      attention reads this call's keys and the cache is left alone. For
+      training, where `ancestors` keeps packed documents apart.
   """
 
   base: Array
@@ -56,6 +59,7 @@ class Block(struct.PyTreeNode, kw_only=True):
   entry_position: Array | None = None
   start: int = struct.field(pytree_node=False, default=0)
   exact: bool = struct.field(pytree_node=False, default=False)
+  whole: bool = struct.field(pytree_node=False, default=False)
 
   @property
   def size(self) -> int:
@@ -155,6 +159,8 @@ def sight(cache: Cache, block: Block, window: int | None) -> Sight:
     ValueError: a window needs the positions of entries that earlier calls
       have fed.
   """
+  if block.whole:
+    return Sight(_whole_mask(block, window))
   if 'slot' in cache:
     stored = write_slots(cache, block)
   else:
@@ -169,6 +175,18 @@ def sight(cache: Cache, block: Block, window: int | None) -> Sight:
   if not block.exact:
     return Sight(seen)
   return _path_order(stored, block, seen, is_ring='slot' in cache)
+
+
+def _whole_mask(block: Block, window: int | None) -> Array:
+  """Returns bool[B,T,T] for a block that is the whole text."""
+  size = block.position.shape[1]
+  seen = (jnp.tril(jnp.ones((size, size), bool)) if block.ancestors is None
+          else block.ancestors)
+  seen = jnp.broadcast_to(seen, block.position.shape + (size,))
+  if window is not None:
+    gap = block.position[:, :, None] - block.position[:, None]
+    seen &= gap < window
+  return seen
 
 
 def _tree_mask(stored: Array, block: Block, window: int | None) -> Array:
@@ -289,6 +307,33 @@ def attend(
                    preferred_element_type=jnp.float32)
   out = out.astype(q.dtype).reshape(batch, groups, per, size, head_dim)
   return jnp.transpose(out, (0, 3, 1, 2, 4))
+
+
+def attend_whole(
+    q: Array, k: Array, v: Array, seen: Array, *, scale: float,
+    softcap: float | None, precision,
+) -> Array:
+  """Attention of a whole text over itself.
+
+  A fused kernel of the vendor where there is one (half precision on NVIDIA
+  GPUs): the scores are never stored.
+
+  Args:
+    q: [B,T,G,Q,H]. k, v: [B,T,G,H]. seen: bool[B,T,T]. The rest: `attend`.
+
+  Returns:
+    [B,T,G,Q,H] in q's dtype.
+  """
+  half = q.dtype in (jnp.bfloat16, jnp.float16)
+  if softcap is None and half and jax.default_backend() == 'gpu':
+    batch, size, groups, per, head_dim = q.shape
+    out = jax.nn.dot_product_attention(
+        q.reshape(batch, size, groups * per, head_dim), k, v,
+        mask=seen[:, None], scale=scale, implementation='cudnn')
+    return out.reshape(q.shape)
+  heads_first = lambda x: jnp.moveaxis(x, 2, 1)  # noqa: E731
+  return attend(q, heads_first(k), heads_first(v), Sight(seen), scale=scale,
+                softcap=softcap, precision=precision)
 
 
 def compact(cache: Cache, root: Array, path: Array) -> Cache:

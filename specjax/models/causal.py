@@ -70,6 +70,11 @@ class CausalLM:
     model: Any = Transformer(self.config)
     return model.apply({'params': params}, x, cache, block, **kwargs)
 
+  def head(self, params: Any, x: Array) -> Array:
+    """Returns float32 logits [B,T,V] of states [B,T,D] after the last norm."""
+    model: Any = Transformer(self.config)
+    return model.apply({'params': params}, x, method='head')
+
   def extend(
       self, params: Any, state: Any, tokens: Array, base: Array, fed: Array
   ) -> tuple[Array, Any]:
@@ -79,10 +84,7 @@ class CausalLM:
     drafters: parameters and state are the bare model's.
     """
     final, state = self._feed(params, state, tokens, base, fed, ('final',))
-    model: Any = Transformer(self.config)
-    logits = model.apply(
-        {'params': params}, final['final'][:, -1:], method='head')
-    return logits[:, 0], state
+    return self.head(params, final['final'][:, -1:])[:, 0], state
 
   def feed(
       self, params: Any, state: Any, tokens: Array, base: Array, fed: Array

@@ -155,11 +155,14 @@ class Attention(nn.Module):
       q = RMSNorm(c, c.head_dim, name='q_norm')(q)
       k = RMSNorm(c, c.head_dim, name='k_norm')(k)
     q, k = rope.rotate(q, table), rope.rotate(k, table)
-    cache = attention.write(cache, block, k, v)
-    scale = c.query_scale or c.head_dim ** -0.5
-    out = attention.attend(
-        q, cache['k'], cache['v'], sight, scale=scale,
+    kwargs: dict[str, Any] = dict(
+        scale=c.query_scale or c.head_dim ** -0.5,
         softcap=c.attention_softcap, precision=c.precision)
+    if block.whole:
+      out = attention.attend_whole(q, k, v, sight.seen, **kwargs)
+    else:
+      cache = attention.write(cache, block, k, v)
+      out = attention.attend(q, cache['k'], cache['v'], sight, **kwargs)
     kernel = declare(
         self, 'out', (c.num_kv_heads, group, c.head_dim, c.embed_dim),
         ('kv_heads', None, None, 'embed'), c.dtype)
