@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -17,7 +16,6 @@ from specjax.distill import losses, objective
 from specjax.distill.task import Objective, by_position, cast, in_chunks
 from specjax.distill.teacher import Batch, Teacher
 from specjax.drafters.block import BlockSource
-from specjax.models import block_drafter
 from specjax.models.block_model import BlockModel
 
 Array = jax.Array
@@ -63,8 +61,7 @@ class BlockTask:
 
   def init(self, key: Array, target: Any) -> Any:
     """Fresh weights; the mask vector starts as the mean embedding."""
-    net = nn.unbox(block_drafter.init(self.model.config, key))
-    net = jax.tree.map(lambda x: x.astype(jnp.float32), net)
+    net = self.model.init(key)
     if 'mask' in net:
       net['mask'] = jnp.mean(
           target['embedding'].astype(jnp.float32), axis=0)

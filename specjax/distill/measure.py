@@ -81,7 +81,7 @@ def acceptance(
 ) -> Measured:
   """Decodes a batch with the real loop and reports what was accepted."""
   tokens, lengths, counts = jax.device_get(
-      _decode(engine, params, start, chunk))
+      _decode(engine, params, start, chunk=chunk))
   new = int((lengths - np.asarray(start.length)).sum())
   rounds = int(counts.histogram.sum())
   drafted = counts.drafted.sum(axis=0).astype(float)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from specjax.models import attention, draft_vocab
+from specjax.models import attention, block_drafter, draft_vocab
 from specjax.models.attention import Block
 from specjax.models.block_drafter import BlockConfig, BlockNet
 
@@ -40,6 +41,11 @@ class BlockModel:
   def num_slots(self) -> int:
     """G, tokens proposed in one pass."""
     return self.config.num_slots
+
+  def init(self, key: Array) -> Any:
+    """Returns random weights in float32."""
+    net = nn.unbox(block_drafter.init(self.config, key))
+    return jax.tree.map(lambda x: x.astype(jnp.float32), net)
 
   def attach(self, net: Any, target: Any, ids: Any) -> Any:
     """Returns the parameters for decoding: shares the target's head.

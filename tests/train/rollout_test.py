@@ -1,0 +1,132 @@
+"""`python -m train.rollout` as a user types it."""
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+from specjax.data import store
+from specjax.host import tiny
+
+TINY = ('train.rollout', '--config', 'configs/rollout_smollm2.py:tiny',
+        '--config.num_self_prompts=14')
+
+
+def run(command, out, *arguments):
+  process = command(*TINY, '--out', out, *arguments)
+  stdout, stderr = process.communicate(timeout=300)
+  return process.returncode, stdout, stderr
+
+
+def whole(folder):
+  """Returns the texts of both splits."""
+  found = {}
+  for name in ('rollouts', 'rollouts-held_out'):
+    records, _ = store.load_npz(folder / f'{name}.npz')
+    found[name] = [(r.tokens.tolist(), *r[1:]) for r in records]
+  return found
+
+
+def test_from_nothing_to_a_dataset_and_on_after_an_interruption(
+    command, tmp_path):
+  out = tmp_path / 'out'
+  code, stdout, stderr = run(command, out)
+  assert code == 0, stderr
+  assert 'user turn without an end' in stdout
+  assert 'user turns: 14/14' in stderr and 'tokens/s' in stderr
+  facts = json.loads((out / 'rollout.json').read_text())
+  texts = whole(out)
+  assert facts['texts'] == {'train': len(texts['rollouts']),
+                            'held_out': len(texts['rollouts-held_out'])}
+  assert facts['num_prompts'] + sum(facts['prompts_dropped'].values()) == 14
+  counts = dict(facts['answers'])
+  counts.pop('cut', None)
+  assert sum(counts.values()) == facts['num_prompts']
+  for tokens, length, temperature, *_ in (
+      texts['rollouts'] + texts['rollouts-held_out']):
+    text = tiny.tokenizer().decode(tokens[:length], skip_special=False)
+    assert text.startswith('<|user|>') and text.endswith('\n<|assistant|>')
+    assert temperature in (0.0, 1.0) and length < len(tokens)
+  # As if the run had ended after its first parts.
+  again = tmp_path / 'again'
+  shutil.copytree(out, again)
+  for path in [*again.glob('roll*'), again / 'turns.npz']:
+    path.unlink()
+  for name in ('turns', 'parts'):
+    path = again / name / 'state.json'
+    state = json.loads(path.read_text())
+    assert len(state['parts']) > 1
+    state['parts'] = state['parts'][:1]
+    path.write_text(json.dumps(state))
+  code, _, stderr = run(command, again)
+  assert code == 0, stderr
+  assert 'answers: 4 are there already' in stderr
+  assert whole(again) == texts
+
+
+def test_prompts_from_files_with_bad_rows(monkeypatch, tmp_path):
+  program = load(monkeypatch)
+  path = tmp_path / 'x.jsonl'
+  path.write_text('{"prompt": "abc"}\n{oops\n{"messages": [{"role": "user", '
+                  '"content": "hi"}]}\n{"prompt": "abc"}\n')
+  config = a_config('tiny')
+  config.prompts, config.max_prompt = str(path), 30
+  dropped = program.Counter()
+  found = program.from_files(config, tiny.model(), dropped)
+  text = tiny.tokenizer()
+  assert [text.decode(t) for t in found] == [
+      'abc', '<|user|>hi\n<|assistant|>']
+  assert dropped == {'malformed JSON': 1, 'duplicate prompt': 1}
+  more = [*found, found[0], np.arange(31)]
+  assert len(program.distinct(more, 30, dropped)) == 2
+  assert dropped['too long'] == 1 and dropped['duplicate prompt'] == 2
+  with pytest.raises(ValueError, match='no prompt is left: 1 too long'):
+    program.distinct([np.arange(31)], 30, program.Counter())
+
+
+def test_the_template_around_a_user(monkeypatch):
+  program = load(monkeypatch)
+  text = tiny.tokenizer()
+  before, after = program.around_user(text, opening='Say ')
+  assert text.decode(before) == '<|user|>Say'
+  assert text.decode(after) == '\n<|assistant|>'
+  before, _ = program.around_user(text, system='be kind')
+  assert text.decode(before) == '<|system|>be kind\n<|user|>'
+  text.chat_template = "{{ messages[-1]['content'] }}"
+  with pytest.raises(ValueError, match='does not enclose'):
+    program.around_user(text)
+
+
+def test_what_is_there_is_not_written_over(monkeypatch, tmp_path):
+  program = load(monkeypatch)
+  assert program.place(tmp_path, 'tfds') == tmp_path / 'rollouts'
+  (tmp_path / 'rollouts').mkdir()
+  with pytest.raises(ValueError, match='rollouts exists: give another'):
+    program.place(tmp_path, 'tfds')
+  with pytest.raises(ValueError, match="form='csv'"):
+    program.place(tmp_path, 'csv')
+
+
+def test_settings_of_a_config(monkeypatch):
+  program = load(monkeypatch)
+  config = a_config()
+  found = program.settings(config, 'answer')
+  assert found.max_new == 512 and found.temperatures == (0, 0, 0.7, 1)
+  assert found.buckets == program.Settings().buckets
+  with pytest.raises(ValueError, match='refill=2'):
+    config.answer.refill = 2.0
+    program.settings(config, 'answer')
+
+
+def a_config(arg: str = ''):
+  from configs import rollout_smollm2
+  return rollout_smollm2.get_config(arg)
+
+
+def load(monkeypatch):
+  """Imports the program; its flags are another process's business."""
+  monkeypatch.setattr(sys, 'argv', ['rollout'])
+  from train import rollout
+  return rollout
