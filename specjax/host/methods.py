@@ -19,7 +19,9 @@ from specjax.drafters import (
   Null,
   TreeLM,
 )
+from specjax.host import drafter as trained
 from specjax.host.load import Model
+from specjax.io import drafter_file
 
 # Other engines' names for the same thing -> the one that we print.
 _ALIASES = {
@@ -36,7 +38,17 @@ _ALIASES = {
     'speculative_num_steps': 'tree_depth',
 }
 _METHODS = {'ngram_gpu': 'ngram', 'prompt_lookup': 'ngram', 'lookup': 'ngram',
-            'none': 'null', 'iad': 'input_guided'}
+            'none': 'null', 'iad': 'input_guided', 'eagle1': 'eagle',
+            'eagle2': 'eagle', 'hass': 'eagle'}
+# Methods of drafters that `train.drafter` made -> the kinds that they are.
+_TRAINED: dict[str, tuple[str, ...]] = {
+    'dspark': ('dspark',), 'dflash': ('dflash',), 'eagle3': ('eagle3',),
+    'eagle': ('eagle1', 'hass'), 'medusa': ('medusa',), 'hydra': ('hydra',),
+    'draft_head': ()}
+_HEAD_KEYS = {
+    'model', 'draft_confidence_threshold', 'draft_acceptance_threshold',
+    'speculative_token_tree', 'draft_sample_method', 'use_dynamic_tree',
+    'tree_depth', 'tree_top_k', 'lattice', 'num_candidates'}
 _SHARED = {'method', 'num_speculative_tokens', 'draft_len_schedule',
            'exact_shape', 'draft_cost', 'widths'}
 _KEYS = {
@@ -47,19 +59,22 @@ _KEYS = {
     'draft_model': {'model', 'draft_confidence_threshold',
                     'speculative_token_tree', 'draft_sample_method',
                     'use_dynamic_tree', 'tree_depth', 'tree_top_k'},
+    **dict.fromkeys(_TRAINED, _HEAD_KEYS),
 }
 _TYPES: dict[str, Any] = {
     'method': str, 'num_speculative_tokens': int, 'draft_len_schedule': str,
     'exact_shape': bool, 'draft_cost': numbers.Real, 'widths': Sequence,
     'prompt_lookup_min': int, 'prompt_lookup_max': int, 'prefer': str,
-    'max_ngram': int, 'model': (str, Model),
+    'max_ngram': int, 'model': (str, Model, trained.Loaded),
     'draft_confidence_threshold': numbers.Real,
+    'draft_acceptance_threshold': numbers.Real, 'lattice': bool,
+    'num_candidates': int,
     'prompt_lookup_lengths': Sequence, 'use_dynamic_tree': bool,
     'speculative_token_tree': (str, Sequence, tree_lib.Topology),
     'draft_sample_method': str, 'tree_depth': int, 'tree_top_k': int}
 _TYPE_NAMES = {str: 'a string', int: 'an integer', bool: 'true or false',
                numbers.Real: 'a number', Sequence: 'a list of integers',
-               (str, Model): 'a source or a Model',
+               (str, Model, trained.Loaded): 'a source, a folder or a Model',
                (str, Sequence, tree_lib.Topology): 'a tree'}
 # vLLM's words for how a drafter chooses its tokens.
 _SAMPLE_METHODS = {'greedy': 'top_k', 'probabilistic': 'iid'}
@@ -85,6 +100,11 @@ def build(
       `draft_sample_method` ('iid', 'without_replacement', 'top_k',
       'top_plus_one', 'coupled'); or `use_dynamic_tree` with `tree_depth`
       and `tree_top_k`, `num_speculative_tokens` nodes.
+      Drafters that `train.drafter` made: 'dspark', 'dflash', 'eagle3',
+      'eagle', 'medusa', 'hydra', or 'draft_head' for any of them, `model`
+      being their folder; the keys of trees, `draft_acceptance_threshold`
+      (chains, of the confidence head), and of block drafters `lattice` and
+      `num_candidates` (`host.drafter.shape`).
     target: the model that will verify.
     load: loads `config['model']` when that is a source, not a `Model`.
 
@@ -93,8 +113,7 @@ def build(
   """
   config = {_ALIASES.get(k, k): v for k, v in dict(config).items()
             if v is not None}
-  method = config.get(
-      'method', 'draft_model' if 'model' in config else 'ngram')
+  method = config.get('method', _implied(config.get('model')))
   method = _METHODS.get(str(method), method)
   if method not in list(_KEYS):  # a list: what is not hashable is unknown too
     raise ValueError(f"speculative method {config['method']!r}: known are "
@@ -131,11 +150,38 @@ def _plain(method: str, config: dict[str, Any], target: Model, load):
   if method == 'input_guided':
     return InputGuided(**kwargs), None
   model = kwargs.pop('model', None)
+  if method in _TRAINED:
+    return _trained(method, model, kwargs, target)
   if isinstance(model, str) and load is not None:
     model = load(model)
   if not isinstance(model, Model):
     raise ValueError("method 'draft_model' needs 'model'")
   return _small(draft_lm(target, model), kwargs), model.params
+
+
+def _implied(model: Any) -> str:
+  """Returns the method of a configuration that names none."""
+  if model is None:
+    return 'ngram'
+  is_head = isinstance(model, trained.Loaded) or (
+      isinstance(model, str) and drafter_file.is_drafter(model))
+  return 'draft_head' if is_head else 'draft_model'
+
+
+def _trained(
+    method: str, model: Any, kwargs: dict[str, Any], target: Model
+) -> tuple[Any, Any]:
+  """Returns a trained drafter in the shape asked for, its parameters."""
+  if not isinstance(model, (str, trained.Loaded)):
+    raise ValueError(f"method {method!r} needs 'model': the folder of a "
+                     'drafter')
+  if isinstance(model, str):
+    model = trained.load_drafter(model, target)
+  kind, kinds = model.facts.get('kind'), _TRAINED[method]
+  if kinds and kind not in kinds:
+    raise ValueError(f'method {method!r}: this drafter is of kind {kind!r}; '
+                     "use that, or 'draft_head'")
+  return trained.shape(model.source, model.num_draft, kwargs), model.params
 
 
 def _lookup(kwargs: dict[str, Any]) -> Any:

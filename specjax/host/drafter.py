@@ -1,0 +1,267 @@
+"""Trained drafters: kept in a folder, loaded for a target, given a shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
+import warnings
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+from specjax.core import topologies
+from specjax.drafters import ChainLM, GrownLattice, GrownLM, Lattice, TreeLM
+from specjax.drafters.block import BlockSource
+from specjax.drafters.eagle import EagleSource
+from specjax.drafters.medusa import HeadsSource
+from specjax.host.load import Model
+from specjax.io import drafter_file
+from specjax.io.errors import FormatError
+from specjax.models import trained
+from specjax.parallel import rules
+
+_SOURCES: dict[str, Any] = {
+    'block': BlockSource, 'eagle': EagleSource, 'heads': HeadsSource}
+# Rows of the embedding that tell weights apart.
+_ROWS = 256
+
+
+class Loaded(NamedTuple):
+  """A drafter that is ready to decode.
+
+  Attributes:
+    source: what a shape drafts from (`drafters.source.Source`).
+    params: `params.drafter`.
+    facts: `config.json`.
+  """
+
+  source: Any
+  params: Any
+  facts: dict[str, Any]
+
+  @property
+  def num_draft(self) -> int:
+    """Tokens ahead that it was trained for."""
+    return int(self.facts['num_draft'])
+
+
+def save_drafter(
+    folder: str | Path, model: Any, net: Any, ids: Any, target: Model, *,
+    kind: str, num_draft: int, form: str = 'bfloat16',
+    facts: Mapping[str, Any] | None = None,
+) -> Path:
+  """Writes a trained drafter; `load_drafter` reads it.
+
+  Args:
+    folder: replaced if it holds a drafter.
+    model: its pure functions (`BlockModel`, `EagleModel`, `HeadsModel`).
+    net: trained weights. ids: int[W], the draft vocabulary.
+    target: the model that it drafts for.
+    kind: how it was trained ('dspark', ...).
+    num_draft: tokens ahead that it was trained for.
+    form: of matrices: 'float32', 'bfloat16' or 'int8'.
+    facts: more JSON values to keep: origin, scores.
+
+  Raises:
+    ValueError: weights that are not finite. OutputError: disk full.
+  """
+  config = target.lm.config
+  about = {
+      'kind': kind, 'num_draft': num_draft, 'model': trained.to_values(model),
+      'target': {
+          'name': target.name, 'weights': fingerprint(target),
+          'embed_dim': config.embed_dim, 'num_layers': config.num_layers,
+          'vocab_size': config.vocab_size}}
+  return drafter_file.write(
+      folder, named(rules.fetch(net)), ids, {**about, **(facts or {})},
+      form=form)
+
+
+def load_drafter(folder: str | Path, target: Model) -> Loaded:
+  """Reads what `save_drafter` wrote, for a target.
+
+  Matrices get the target's dtype, vectors stay float32.
+
+  Raises:
+    ValueError: the folder is damaged, or is not for such a target: another
+      hidden size or vocabulary, layers that it does not have.
+
+  Warns:
+    UserWarning: the target has other weights than the one that it was
+      trained for; drafts are then accepted less often.
+  """
+  arrays, ids, facts = drafter_file.read(folder)
+  for key in ('model', 'target', 'num_draft'):
+    if key not in facts:
+      raise FormatError(f'{folder}/config.json: no {key!r}')
+  values = {**facts['model'], 'config': _in_dtype(
+      facts['model'].get('config', {}), target.lm.config.dtype)}
+  model = trained.from_values(values)
+  _check_target(folder, model, target)
+  net = _tree(folder, arrays, trained.abstract(model))
+  if facts['target'].get('weights') != fingerprint(target):
+    warnings.warn(
+        f'{folder}: trained for other weights than those of {target.name} '
+        f'({facts["target"].get("name")}): expect fewer accepted drafts',
+        stacklevel=2)
+  try:
+    params = model.attach(net, target.params, ids)
+  except ValueError as error:
+    raise FormatError(f'{folder}: {error}') from error
+  if target.mesh is not None:
+    params = rules.on_mesh(params, target.mesh)
+  source = _SOURCES[trained.family(model)](model)
+  return Loaded(source, params, facts)
+
+
+def shape(source: Any, num_draft: int, config: Mapping[str, Any]) -> Any:
+  """Returns the drafter of a source that a configuration asks for.
+
+  Args:
+    source: a `drafters.source.Source`.
+    num_draft: tokens of a chain, unless the configuration says otherwise.
+    config: `num_speculative_tokens`; `speculative_token_tree`, or
+      `use_dynamic_tree` with `tree_depth`, `tree_top_k`;
+      `draft_confidence_threshold`, `draft_acceptance_threshold` (chains) and
+      `draft_sample_method` (trees), which exclude a lattice. Of block
+      drafters: `lattice`, default true unless excluded, and
+      `num_candidates`.
+
+  Raises:
+    ValueError: a combination that is not possible.
+  """
+  config = {k: v for k, v in config.items() if v is not None}
+  free = {k: config.pop(k) for k in (
+      'draft_confidence_threshold', 'draft_acceptance_threshold',
+      'draft_sample_method') if k in config}
+  is_block = isinstance(source, BlockSource)
+  lattice = config.pop('lattice', is_block and not free)
+  if lattice and not is_block:
+    raise ValueError("'lattice': only block drafters (dspark, dflash) have "
+                     'one')
+  if lattice and free:
+    raise ValueError(f'{sorted(free)} need "lattice": false')
+  candidates = {}
+  if 'num_candidates' in config:
+    candidates['num_candidates'] = config.pop('num_candidates')
+    if not lattice:
+      raise ValueError("'num_candidates' is for a lattice")
+  tree = config.pop('speculative_token_tree', None)
+  if config.pop('use_dynamic_tree', False):
+    if tree is not None or free:
+      raise ValueError("'use_dynamic_tree' grows its own tree: leave out "
+                       f"{['speculative_token_tree', *free]}")
+    if lattice:
+      return GrownLattice(source=source, **candidates, **config)
+    return GrownLM(model=source, **config)
+  misplaced = sorted({'tree_depth', 'tree_top_k'} & set(config))
+  if misplaced:
+    raise ValueError(f"{misplaced} are for 'use_dynamic_tree': true")
+  num = config.pop('num_speculative_tokens', None)
+  if tree is not None:
+    return _static(source, topologies.parse(tree), num, lattice, candidates,
+                   free)
+  return _chain(source, num or num_draft, lattice, candidates, free)
+
+
+def fingerprint(target: Model) -> str:
+  """Returns a hash that tells a target's weights from others' of its shape.
+
+  Of a part of them, in bfloat16: equal however they were loaded.
+  """
+  found = hashlib.sha256()
+  rows = rules.fetch(target.params['embedding'][:_ROWS])
+  found.update(np.asarray(rows).astype(ml_dtypes.bfloat16).tobytes())
+  for leaf in jax.tree.leaves(target.params):
+    if leaf.ndim == 1:  # norms: few, and every layer has them
+      found.update(np.asarray(rules.fetch(leaf)).astype(
+          ml_dtypes.bfloat16).tobytes())
+  return found.hexdigest()
+
+
+def named(tree: Any) -> dict[str, Any]:
+  """Returns the leaves of a tree of dicts by name: 'layer_0.mlp.down'."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {_name(path): leaf for path, leaf in leaves}
+
+
+def _name(path: tuple) -> str:
+  return '.'.join(str(entry.key) for entry in path)
+
+
+def _in_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+  """Returns a model's config for a target that computes in `dtype`."""
+  if 'decoder' in config:
+    return {**config, 'decoder': {**config['decoder'], 'dtype': dtype}}
+  return {**config, 'dtype': dtype}
+
+
+def _check_target(folder: Any, model: Any, target: Model) -> None:
+  """Raises FormatError when shapes do not fit."""
+  config = target.lm.config
+  width, vocab_size, _ = trained.sizes(model)
+  for what, have, need in (
+      ('hidden size', config.embed_dim, width),
+      ('vocabulary', config.vocab_size, vocab_size)):
+    if have != need:
+      raise FormatError(f'{folder}: drafts for a target of {what} {need}, '
+                        f'{target.name} has {have}')
+  layers = [t for t in getattr(model.config, 'taps', ())
+            if not 0 <= t <= config.num_layers]
+  if layers:
+    raise FormatError(
+        f'{folder}: reads the hidden states {layers}, {target.name} has 0 to '
+        f'{config.num_layers}')
+
+
+def _tree(folder: Any, arrays: dict[str, Any], wanted: Any) -> Any:
+  """Returns the weights as a tree, in their dtypes."""
+  expected = named(wanted)
+  missing = sorted(set(expected) - set(arrays))
+  extra = sorted(set(arrays) - set(expected))
+  if missing or extra:
+    raise FormatError(
+        f'{folder}: tensors missing: {missing or "none"}, unknown: '
+        f'{extra or "none"}')
+
+  def one(path, leaf):
+    array = arrays[_name(path)]
+    if array.shape != leaf.shape:
+      raise FormatError(f'{folder}: tensor {_name(path)!r} has shape '
+                        f'{array.shape}, expected {leaf.shape}')
+    is_matrix = array.ndim >= 2
+    return jnp.asarray(array, leaf.dtype if is_matrix else jnp.float32)
+  return jax.tree_util.tree_map_with_path(one, wanted)
+
+
+def _chain(source, num, lattice, candidates, free) -> Any:
+  if lattice:
+    # A chain of all slots is what a lattice is without a tree.
+    drafter = Lattice(source=source, **candidates)
+    return drafter if num == source.num_slots else drafter.narrow(num)
+  if 'draft_sample_method' in free and free['draft_sample_method'] != 'iid':
+    raise ValueError("'draft_sample_method' needs 'speculative_token_tree'")
+  return ChainLM(
+      model=source, num_speculative_tokens=num,
+      confidence_threshold=free.get('draft_confidence_threshold', 0.0),
+      acceptance_threshold=free.get('draft_acceptance_threshold', 0.0))
+
+
+def _static(source, topology, num, lattice, candidates, free) -> Any:
+  """Returns the drafter of a static tree."""
+  if num not in (None, topology.num_nodes):
+    raise ValueError(f'num_speculative_tokens={num}: the tree has '
+                     f'{topology.num_nodes} nodes')
+  if lattice:
+    return Lattice(source=source, tree=topology, **candidates)
+  thresholds = sorted({
+      'draft_confidence_threshold', 'draft_acceptance_threshold'} & set(free))
+  if thresholds:
+    raise ValueError(f'{thresholds} are for chains')
+  method = free.get('draft_sample_method')
+  return TreeLM(tree=topology, model=source, **(
+      {} if method is None else {'draft_sample_method': method}))

@@ -1,0 +1,211 @@
+"""States of a run on disk; logs; the text that is learnt from."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from specjax.data import store
+from specjax.data.store import Record
+from specjax.distill import kinds
+from specjax.distill.trainer import TrainState
+from specjax.host import tiny
+from specjax.io import checkpoint
+from specjax.io.errors import FormatError, OutputError
+from train import log
+from train import text as text_lib
+from train.checkpoints import Checkpoints
+
+CONFIG = {'seed': 0, 'model': {'taps': (1, 2)}, 'log_every': 5}
+FACTS = {'num_steps': 9, 'elapsed_s': 1.5}
+
+
+def a_state(width=3, step=0):
+  net = {'a': jnp.arange(width, dtype=jnp.float32), 'b': {'c': jnp.ones(2)}}
+  return TrainState(net=net, opt=optax.adamw(1.0).init(net),
+                    step=jnp.int32(step), bad=jnp.int32(0))
+
+
+def shapes(state):
+  return jax.eval_shape(lambda: state)
+
+
+def test_the_newest_state_comes_back(tmp_path):
+  saved = Checkpoints(tmp_path / 'c', CONFIG, 'x')
+  assert saved.restore(shapes(a_state()), None) is None
+  for step in (2, 4, 6):
+    saved.save(a_state(step=step), step, FACTS)
+  assert saved.steps == [4, 6]
+  again = Checkpoints(tmp_path / 'c', {**CONFIG, 'log_every': 7}, 'x')
+  state, facts = again.restore(shapes(a_state()), None)
+  jax.tree.map(np.testing.assert_array_equal, state, a_state(step=6))
+  assert (facts['step'], facts['num_steps']) == (6, 9)
+
+
+def test_states_of_other_runs_are_refused(tmp_path):
+  Checkpoints(tmp_path, CONFIG, 'x').save(a_state(), 1, FACTS)
+
+  def restore(config=CONFIG, digest='x', state=None):
+    return Checkpoints(tmp_path, config, digest).restore(
+        shapes(state or a_state()), None)
+  with pytest.raises(FormatError, match=r'config.seed=0, now 1'):
+    restore({**CONFIG, 'seed': 1})
+  with pytest.raises(FormatError, match=r'config.model.taps=\[1, 2\], now'):
+    restore({**CONFIG, 'model': {'taps': (1, 3)}})
+  with pytest.raises(FormatError, match='other text'):
+    restore(digest='y')
+  with pytest.raises(FormatError, match=(
+      r'another architecture: net.a is float32\[3\] there, '
+      r'float32\[4\] here')):
+    restore(state=a_state(4))
+  more = a_state()
+  more = more.replace(net={**more.net, 'd': jnp.ones(1)})
+  with pytest.raises(FormatError, match=r'net.d is absent there'):
+    restore(state=more)
+
+
+def test_a_full_disk_keeps_the_states_before(monkeypatch, tmp_path):
+  saved = Checkpoints(tmp_path, CONFIG, 'x')
+  saved.save(a_state(), 1, FACTS)
+  real = checkpoint.save
+
+  def full(folder, params, facts):
+    real(folder, {k: params[k] for k in list(params)[:1]}, facts)
+    raise OSError(28, os.strerror(28))
+  monkeypatch.setattr(checkpoint, 'save', full)
+  with pytest.raises(OutputError, match=(
+      'No space left.*the state of step 1 is intact')):
+    saved.save(a_state(step=2), 2, FACTS)
+  assert saved.steps == [1]
+  assert [p.name for p in tmp_path.iterdir()] == ['00000001']
+  assert int(saved.restore(shapes(a_state()), None)[0].step) == 0
+
+
+def test_means_of_reports():
+  report = {'weight': np.asarray([4.0, 2]), 'match': np.asarray([2.0, 2]),
+            'loss': 1.0, 'bad': 0}
+  other = {'weight': np.asarray([4.0, 0]), 'match': np.asarray([4.0, 0]),
+           'loss': 2.0, 'bad': 0}
+  row = log.summary([report, other, {**other, 'loss': np.nan, 'bad': 1}])
+  assert row == {'bad_steps': 1, 'match': [0.75, 1.0], 'loss': 1.5}
+  assert log.summary([{**report, 'bad': 2}]) == {'bad_steps': 1}
+
+
+def test_metrics_go_on_where_the_state_was_saved(tmp_path):
+  first = log.Metrics(tmp_path)
+  for step in (2, 4, 6):
+    first.write('train', {'step': step, 'match': [0.5, 0.25]})
+  again = log.Metrics(tmp_path, 4)
+  again.write('eval', {'step': 4, 'held_out': {'loss': 1.0}})
+  again.close()
+  assert [r['step'] for r in again.of('train')] == [2, 4]
+  lines = (tmp_path / 'metrics.jsonl').read_text().splitlines()
+  assert [json.loads(x)['step'] for x in lines] == [2, 4, 4]
+  table = (tmp_path / 'metrics.csv').read_text().splitlines()
+  assert table[0] == 'kind,step,match.1,match.2,held_out.loss'
+  assert table[3] == 'eval,4,,,1.0'
+
+
+def test_scalars_go_to_tensorboard_where_it_is(monkeypatch, tmp_path):
+  told = []
+
+  class SummaryWriter:
+    """Remembers what it is told."""
+
+    def __init__(self, folder):
+      told.append(folder)
+
+    def add_scalar(self, *args):
+      told.append(args)
+
+    def close(self):
+      told.append('closed')
+  fake = types.ModuleType('tensorboardX')
+  fake.SummaryWriter = SummaryWriter
+  monkeypatch.setitem(sys.modules, 'tensorboardX', fake)
+  metrics = log.Metrics(tmp_path)
+  metrics.write('train', {'step': 3, 'loss': 0.5, 'match': [0.25]})
+  metrics.close()
+  assert told == [str(tmp_path / 'tensorboard'), ('train/loss', 0.5, 3),
+                  ('train/match.1', 0.25, 3), 'closed']
+
+
+def a_config(**data):
+  from configs import drafter_smollm2
+  config = drafter_smollm2.get_config('tiny')
+  config.data.update(data)
+  return config
+
+
+def records(num, high=257):
+  rng = np.random.default_rng(0)
+  return [Record(rng.integers(0, high, 12).astype(np.int32), 4)
+          for _ in range(num)]
+
+
+def test_text_from_files(tmp_path):
+  target, facts = tiny.model(), {'target': 'random'}
+  store.save_npz(tmp_path / 'rollouts.npz', records(40), facts)
+  text = text_lib.read(a_config(rollouts=str(tmp_path)), target, 0)
+  # Nothing is held out there, so a share is taken away.
+  num = text.facts['held_out_texts']
+  assert 0 < num < 40 and text.facts['texts'] == 40 - num
+  store.save_npz(tmp_path / 'rollouts-held_out.npz', records(5), facts)
+  whole = text_lib.read(a_config(rollouts=str(tmp_path)), target, 0)
+  assert whole.facts['texts'] == 40 and whole.facts['held_out_texts'] == 5
+  assert whole.digest != text.digest
+  assert len(whole.prompts) == 3 and all(len(p) == 4 for p in whole.prompts)
+  half = text_lib.read(
+      a_config(rollouts=str(tmp_path), share=0.5), target, 0)
+  assert half.facts['texts'] == 20
+  assert half.facts['supervised_tokens'] == 20 * 8
+  ids, vocab = text_lib.vocabulary(whole, target, 100)
+  answers = np.concatenate([r.answer for r in records(40)])
+  assert len(ids) == 100 and set(target.eos) <= set(ids.tolist())
+  assert vocab['coverage'] == np.isin(answers, ids).mean()
+  ids, vocab = text_lib.vocabulary(whole, target, None)
+  assert len(ids) == 257 and vocab['held_out_coverage'] == 1.0
+
+
+def test_text_that_will_not_do(tmp_path):
+  target = tiny.model()
+
+  def read(rows, **data):
+    store.save_npz(tmp_path / 'x.npz', rows, {'target': 'other'})
+    config = a_config(rollouts=str(tmp_path / 'x.npz'), **data)
+    with pytest.warns(UserWarning, match='other wrote these'):
+      return text_lib.read(config, target, 0)
+  with pytest.raises(ValueError, match='another model wrote'):
+    read(records(20, 300))
+  with pytest.raises(ValueError, match='no held-out texts'):
+    read(records(20), held_out=0.0)
+  with pytest.raises(ValueError, match='no train texts'):
+    read([])
+  with pytest.raises(ValueError, match='12 are the prompt: no answer'):
+    read([r._replace(prompt_length=12) for r in records(20)])
+  with pytest.raises(ValueError, match='share=0.0'):
+    read(records(40), share=0.0)
+  (tmp_path / 'bad.npz').write_bytes(b'PK')
+  with pytest.raises(ValueError, match='not a file of rollouts'):
+    text_lib.read(a_config(rollouts=str(tmp_path / 'bad.npz')), target, 0)
+
+
+@pytest.mark.parametrize('kind, values, message', [
+    ('eagle9', {}, 'known are dspark'),
+    ('dspark', {'model': {'taps': (1, 3)}}, 'streams 0 to 2'),
+    ('dspark', {'model': {'colour': 1}}, 'model.colour: unknown for Block'),
+    ('medusa', {'model': {'taps': (1,)}}, 'model.taps: unknown for Heads'),
+    ('eagle3', {'task': {'gamma': 1.0}}, 'task.gamma: unknown for Eagle'),
+    ('dspark', {'loss': {'last': {'kl': 1.0}}}, 'loss.first'),
+    ('dspark', {'loss': {'first': {'hinge': 1.0}}}, 'hinge')])
+def test_kinds_that_do_not_exist(kind, values, message):
+  with pytest.raises(ValueError, match=message):
+    kinds.build(kind, tiny.config(), 100, **values)

@@ -1,0 +1,103 @@
+"""Converts a trained drafter: `python -m train.export --drafter DIR ...`.
+
+    python -m train.export --drafter out/drafter/drafter --out out/export \\
+        --format speculators --name HuggingFaceTB/SmolLM2-135M-Instruct
+    python -m train.export --drafter Qwen3-4B-DFlash-b16 --target Qwen3-4B \\
+        --format specjax --out drafters/dflash
+
+Reads a drafter of our own or of another project (z-lab, DeepSpec,
+speculators, EAGLE, Medusa; the format is detected) and writes it in the
+format asked for; 'specjax' is our own.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+import sys
+
+from specjax.host import drafter as drafter_lib
+from specjax.host import interchange, tiny
+from specjax.host.load import Model, load
+from specjax.io import drafter_file
+from specjax.models.interchange import FORMATS, Drafter
+
+_OWN = 'specjax'
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """Runs the program; returns the exit code."""
+  args = parse(arguments)
+  try:
+    convert(args)
+  except (ValueError, OSError) as error:  # those of a user
+    print(f'error: {error}', file=sys.stderr)
+    return 1
+  return 0
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+  """Returns the values of the flags."""
+  parser = argparse.ArgumentParser(
+      description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+  add = parser.add_argument
+  add('--drafter', required=True, help='folder of the drafter')
+  add('--out', required=True, help='folder to write')
+  add('--format', required=True, choices=(*FORMATS, _OWN))
+  add('--target', help='the target model; default: that of our own drafter')
+  add('--name', help='the target as engines find it; default: --target')
+  add('--revision', default='', help="of the target's weights")
+  add('--max_length', type=int, default=32768,
+      help='positions that the target supports')
+  add('--dtype', default='bfloat16',
+      help='of the tensors: float32, bfloat16, float16, or int8 (specjax)')
+  add('--mask_token', type=int,
+      help='an unused token: becomes a trained mask vector')
+  add('--num_draft', type=int, help='tokens to draft a round')
+  return parser.parse_args(arguments)
+
+
+def convert(args: argparse.Namespace) -> None:
+  """Reads, converts and writes.
+
+  Raises:
+    ValueError: a drafter that the format cannot hold, or a bad folder.
+  """
+  source = args.target
+  own = drafter_file.is_drafter(args.drafter)
+  if source is None:
+    if not own:
+      raise ValueError('--target: a drafter of another project does not say '
+                       'which files its target is in')
+    source = drafter_file.read(args.drafter)[2]['target']['name']
+  target = tiny.model() if source == 'random' else load(
+      source, dtype='float32')
+  about = interchange.describe(
+      target, name=args.name, revision=args.revision,
+      max_length=args.max_length)
+  read = drafter_lib.load_drafter if own else interchange.load
+  loaded = read(args.drafter, target)
+  drafter = Drafter(loaded.source.model.config, loaded.params['net'],
+                    loaded.params['ids'])
+  write(args, drafter, target, about, args.num_draft or loaded.num_draft)
+  print(f'{args.out}: {interchange.kind_of(drafter.config)} for {about.name}, '
+        f'{len(drafter.ids)} of {target.vocab_size} tokens, as {args.format}')
+
+
+def write(args: argparse.Namespace, drafter: Drafter, target: Model,
+          about: interchange.Target, num_draft: int) -> None:
+  """Writes the drafter in the format asked for."""
+  if args.format != _OWN:
+    interchange.write(
+        args.out, *drafter, format=args.format, target=about,
+        dtype=args.dtype, mask_token=args.mask_token, num_draft=num_draft)
+    return
+  drafter_lib.save_drafter(
+      args.out, drafter.model, drafter.net, drafter.ids, target,
+      kind=interchange.kind_of(drafter.config), num_draft=num_draft,
+      form=args.dtype, facts={'origin': str(Path(args.drafter).name)})
+
+
+if __name__ == '__main__':
+  sys.exit(main())

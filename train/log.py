@@ -1,0 +1,168 @@
+"""What a training run says: metrics in files, a line on stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+import csv
+import json
+from pathlib import Path
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from specjax.io import output
+
+Row = dict[str, Any]
+
+
+def summary(reports: Sequence[Mapping[str, Any]]) -> Row:
+  """Returns the means of some steps' reports (host arrays).
+
+  Sums by position are divided by the places counted; steps that were left
+  out (`bad`) count in `bad_steps` only.
+  """
+  fine = [r for r in reports if not r.get('bad', 0)]
+  row: Row = {'bad_steps': len(reports) - len(fine)}
+  if not fine:
+    return row
+  weight = np.sum([r['weight'] for r in fine], axis=0)
+  for name in fine[0]:
+    values = np.asarray([r[name] for r in fine], np.float64)
+    if name in ('weight', 'bad'):
+      continue
+    if values.ndim == 1:
+      row[name] = float(values.mean())
+    else:
+      mean = values.sum(axis=0) / np.maximum(weight, 1e-9)
+      row[name] = [round(float(x), 6) for x in mean]
+  return row
+
+
+class Metrics:
+  """Rows in `metrics.jsonl`, each on disk at once; `metrics.csv` at the end.
+
+  Also scalars for TensorBoard, where a package that writes them is installed.
+  """
+
+  def __init__(self, folder: Path, step: int = 0, enabled: bool = True):
+    """Opens the files; drops rows of a run that went on after `step`."""
+    self._folder, self._enabled = folder, enabled
+    self._path = folder / 'metrics.jsonl'
+    self.rows: list[Row] = []
+    if step and self._path.exists():
+      rows = map(json.loads, self._path.read_text().splitlines())
+      self.rows = [r for r in rows if r['step'] <= step]
+    self._writer = _tensorboard(folder) if enabled else None
+    if enabled:
+      output.write_text(self._path, ''.join(map(_line, self.rows)))
+      self._file = open(self._path, 'a', encoding='utf-8')
+
+  def write(self, kind: str, row: Mapping[str, Any]) -> Row:
+    """Appends a row of a kind ('train', 'eval'); it holds its `step`."""
+    row = {'kind': kind, **row}
+    self.rows.append(row)
+    if self._enabled:
+      self._file.write(_line(row))
+      self._file.flush()
+    if self._writer is not None:
+      for name, value in flat(row).items():
+        if isinstance(value, (int, float)) and name != 'step':
+          self._writer.add_scalar(f'{kind}/{name}', value, row['step'])
+    return row
+
+  def of(self, kind: str) -> list[Row]:
+    """Returns the rows of a kind, those before an interruption too."""
+    return [r for r in self.rows if r['kind'] == kind]
+
+  def close(self) -> None:
+    """Writes the table and closes the files."""
+    if not self._enabled:
+      return
+    self._file.close()
+    if self._writer is not None:
+      self._writer.close()
+    rows = [flat(r) for r in self.rows]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    partial = self._folder / 'metrics.csv.partial'
+    with open(partial, 'w', newline='', encoding='utf-8') as file:
+      table = csv.DictWriter(file, names)
+      table.writeheader()
+      table.writerows(rows)
+    partial.replace(self._folder / 'metrics.csv')
+
+
+def flat(row: Mapping[str, Any], prefix: str = '') -> Row:
+  """Returns a row of scalars: `match.2` is the second position's."""
+  out: Row = {}
+  for name, value in row.items():
+    if isinstance(value, Mapping):
+      out.update(flat(value, f'{prefix}{name}.'))
+    elif isinstance(value, (list, tuple)):
+      out.update({f'{prefix}{name}.{i}': x for i, x in enumerate(value, 1)})
+    else:
+      out[prefix + name] = value
+  return out
+
+
+class Status:
+  """A line on stderr; in a log, a line every half minute."""
+
+  def __init__(self, quiet: bool):
+    self._quiet = quiet
+    self._is_tty = sys.stderr.isatty()
+    self._last = -1e9
+
+  def __call__(self, line: str, last: bool = False) -> None:
+    """Shows a line; `last` makes it stay."""
+    now = time.monotonic()
+    wait = 0.2 if self._is_tty else 30.0
+    if self._quiet or (now - self._last < wait and not last):
+      return
+    self._last = now
+    if self._is_tty:
+      line = '\r\x1b[2K' + line + ('\n' if last else '')
+    else:
+      line += '\n'
+    sys.stderr.write(line)
+    sys.stderr.flush()
+
+
+def train_line(row: Mapping[str, Any], num_steps: int) -> str:
+  """Returns the progress line of a 'train' row."""
+  percent = lambda name: ' '.join(  # noqa: E731
+      f'{100 * x:.0f}' for x in row.get(name, []))
+  return (f'step {row["step"]}/{num_steps}, loss {row.get("loss", 0):.4f}, '
+          f'acceptance {percent("acceptance")} %, match {percent("match")} %, '
+          f'{row["tokens_per_s"]:.0f} tokens/s, {clock(row["left_s"])} left')
+
+
+def eval_line(row: Mapping[str, Any]) -> str:
+  """Returns the line of an 'eval' row."""
+  accepted = ' '.join(f'{100 * x:.0f}' for x in row['conditional'])
+  return (f'step {row["step"]}, {row["minutes"]:.1f} min: tau '
+          f'{row["tau"]:.3f}, accepted given those before {accepted} %, '
+          f'held-out loss {row["held_out"].get("loss", 0):.4f}')
+
+
+def clock(seconds: float) -> str:
+  """Returns 'm:ss'."""
+  minutes, rest = divmod(int(round(seconds)), 60)
+  return f'{minutes}:{rest:02d}'
+
+
+def _line(row: Row) -> str:
+  return json.dumps(row) + '\n'
+
+
+def _tensorboard(folder: Path) -> Any:
+  """Returns a writer of scalars, or None where no package has one."""
+  try:
+    from tensorboardX import SummaryWriter
+  except ImportError:
+    try:
+      from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+      return None
+  return SummaryWriter(str(folder / 'tensorboard'))

@@ -1,0 +1,175 @@
+"""A drafter in training: its steps, its batches, its tests."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+import signal
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
+
+from specjax import verify
+from specjax.core.round import Engine
+from specjax.core.types import Models
+from specjax.data import packing
+from specjax.distill import kinds, measure, optimizer, teacher
+from specjax.distill.task import cast
+from specjax.distill.trainer import Trainer
+from specjax.host import drafter as drafter_lib
+from specjax.host.load import Model
+from specjax.parallel import rules
+from train import log
+from train.text import Text
+
+# Steps that are timed, and thrown away, when a run is to last some minutes,
+# and the share of the time left that is planned for.
+_TIMED, _PLANNED = 20, 0.95
+
+
+class Run:
+  """A drafter in training: its steps, its batches, its tests."""
+
+  def __init__(
+      self, trainer: Trainer, target: Model, ids: np.ndarray,
+      text: Text, config: Any, mesh: jax.sharding.Mesh | None,
+  ):
+    """Prepares a run of `config`; nothing is compiled yet."""
+    self.trainer, self.target, self.ids, self.text = trainer, target, ids, text
+    self.config, self.mesh = config, mesh
+    self._init_key, self.key = jax.random.split(jax.random.key(config.seed))
+    self._init = jax.jit(trainer.init)
+    self.rates = np.zeros(0, np.float32)
+    self._feeder = ThreadPoolExecutor(1)
+    self._next: tuple[int, Any] | None = None
+    self._shared: Any = None
+    self._context = measure.context(
+        text.prompts, config.eval.new_tokens, eos=target.eos)
+    drafter = drafter_lib.shape(
+        trainer.task.source(), trainer.task.num_draft,
+        config.eval.draft.to_dict())
+    self._engine = Engine(target.lm, drafter, verify.get('greedy'))
+    self._cast = jax.jit(
+        lambda net: cast(net, kinds.dtype(trainer.task)))
+
+  @property
+  def num_steps(self) -> int:
+    """Length of the run, once it is fixed."""
+    return len(self.rates)
+
+  def fresh(self) -> Any:
+    """Returns the state before the first step."""
+    state = self._init(self._init_key, self.target.params)
+    return state if self.mesh is None else rules.on_mesh(state, self.mesh)
+
+  def abstract(self) -> Any:
+    """Returns the shapes of `fresh`."""
+    return jax.eval_shape(self._init, self._init_key, self.target.params)
+
+  def plan(self, begin: float) -> int:
+    """Returns the steps that fit into `config.minutes` since `begin`."""
+    config = self.config
+    self.schedule(_TIMED + 1)
+    state = self.fresh()
+    tests = time.monotonic()
+    self.evaluate(state, 0, 0.0)  # compiled before
+    tests = time.monotonic() - tests
+    for step in range(_TIMED + 1):
+      state, _, _ = self.step(state, step)
+      if step == 0:
+        jax.block_until_ready(state)
+        start = time.monotonic()
+    jax.block_until_ready(state)
+    each = (time.monotonic() - start) / _TIMED + tests / config.eval_every
+    left = 60 * config.minutes - (time.monotonic() - begin)
+    return max(1, int(_PLANNED * left / each))
+
+  def schedule(self, num_steps: int) -> None:
+    """Fixes the length of the run."""
+    values = self.config.optimizer
+    rate = optimizer.learning_rate(
+        values.learning_rate, num_steps,
+        warmup=int(values.warmup * num_steps), schedule=values.schedule)
+    self.rates = np.asarray(rate(jnp.arange(num_steps)))
+
+  def step(self, state: Any, step: int) -> tuple[Any, Any, int]:
+    """Returns `(state, report, tokens)` after step number `step`."""
+    if self._next is None or self._next[0] != step:
+      self._next = step, self._feeder.submit(self._batch, step)
+    batch, num_tokens = self._next[1].result()
+    self._next = step + 1, self._feeder.submit(self._batch, step + 1)
+    state, report = self.trainer.step(
+        state, self.target.params, self._share(state.net), batch, self.key,
+        np.float32(step / self.num_steps), self.rates[step])
+    return state, report, num_tokens
+
+  def evaluate(self, state: Any, step: int, minutes: float) -> dict[str, Any]:
+    """Returns the row of a test: the decoder's, and the trainer's numbers."""
+    config, shared = self.config, self._share(state.net)
+    found = self.decode({**shared, 'net': self._cast(state.net)})
+    reports = []
+    for number in range(config.eval.batches):
+      batch = self.text.held_out.batch(number, config.batch_size)
+      loss, sums = self.trainer.evaluate(
+          state.net, self.target.params, shared, self._place(batch), self.key,
+          np.float32(1))
+      reports.append({**sums, 'loss': loss})
+    held_out = log.summary(jax.device_get(reports))
+    del held_out['bad_steps']
+    return {'step': step, 'minutes': minutes, 'tau': found.tau,
+            'per_position': found.per_position.tolist(),
+            'conditional': found.conditional.tolist(),
+            'rounds': found.rounds, 'held_out': held_out}
+
+  def decode(self, params: Any) -> measure.Measured:
+    """Decodes the held-out prompts with a drafter's parameters."""
+    return measure.acceptance(
+        self._engine, Models(target=self.target.params, drafter=params),
+        self._context, chunk=min(128, self.target.lm.chunk))
+
+  def _share(self, net: Any) -> Any:
+    """Returns what the drafter uses beside its weights; it never changes."""
+    if self._shared is None:
+      self._shared = self.trainer.share(net, self.target.params, self.ids)
+      if self.mesh is not None:
+        self._shared = rules.on_mesh(self._shared, self.mesh)
+    return self._shared
+
+  def _batch(self, step: int) -> tuple[Any, int]:
+    """Makes batch number `step`, a function of it and the seed alone."""
+    rows = self.text.train.batch(
+        step, self.config.batch_size, self.config.seed)
+    return self._place(rows), int(np.sum(rows['document'] > 0))
+
+  def _place(self, rows: packing.Row) -> teacher.Batch:
+    batch = teacher.Batch(**rows)
+    if self.mesh is None:
+      return jax.device_put(batch)
+    by_rows = NamedSharding(self.mesh, PartitionSpec('data'))
+    return rules.put(batch, jax.tree.map(lambda _: by_rows, batch))
+
+
+class Stop:
+  """Remembers that the program was asked to stop; the second time, stops."""
+
+  def __init__(self):
+    self.signal = 0
+    for number in (signal.SIGTERM, signal.SIGINT):
+      signal.signal(number, self._ask)
+
+  def _ask(self, number: int, frame: Any) -> None:
+    del frame
+    if self.signal:
+      raise KeyboardInterrupt
+    self.signal = number
+
+
+def optimiser(values: Any) -> Any:
+  """Returns the optimiser at rate 1: each step is given its rate."""
+  options = {k: v for k, v in values.to_dict().items() if k not in (
+      'learning_rate', 'warmup', 'schedule')}
+  return optimizer.make(
+      learning_rate=1.0, steps=1, schedule='constant', **options)

@@ -1,0 +1,205 @@
+"""Text for `train.drafter`: rollouts, packed; what is held out; counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
+import warnings
+
+import numpy as np
+
+from specjax.data import conversations, filters, store
+from specjax.data.packing import Packed
+from specjax.data.store import Record
+from specjax.distill import rollout
+from specjax.distill.rollout import Settings
+from specjax.host.load import Model
+from specjax.models import draft_vocab
+
+# Of the text that a dry run makes up.
+_SYNTHETIC_TEXTS, _SYNTHETIC_NEW = 48, 24
+
+
+class Text(NamedTuple):
+  """What a drafter learns from and is tried on.
+
+  Attributes:
+    train, held_out: packed rows of length S.
+    prompts: int32 arrays, whose answers measure acceptance.
+    facts: JSON values for the model card.
+  """
+
+  train: Packed
+  held_out: Packed
+  prompts: list[np.ndarray]
+  facts: dict[str, Any]
+
+  @property
+  def digest(self) -> str:
+    """A hash of the rows that are trained on."""
+    found = hashlib.sha256()
+    for array in (self.train.tokens, self.train.document,
+                  self.train.supervised):
+      found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
+
+
+def read(config: Any, target: Model, seed: int) -> Text:
+  """Reads `config.data` and the prompts of `config.eval`.
+
+  Raises:
+    ValueError: no such rollouts, another vocabulary, nothing to learn from or
+      nothing held out; the message says which.
+  """
+  train, held_out, facts = _records(config.data, target, seed)
+  for name, rows in (('train', train), ('held-out', held_out)):
+    _check(name, rows, target)
+  texts = len(train)
+  if not 0 < config.data.share <= 1:
+    raise ValueError(f'config.data.share={config.data.share}: in (0, 1]')
+  train = train[:max(1, round(texts * config.data.share))]
+  length = config.data.length
+  packed = Packed.from_records(train, length)
+  about = {
+      'rollouts': str(config.data.rollouts), 'texts': len(train),
+      'held_out_texts': len(held_out),
+      'tokens': int(np.sum(packed.document > 0)),
+      'supervised_tokens': int(np.sum(packed.supervised)),
+      'rows': len(packed), 'density': packed.density, 'origin': facts}
+  return Text(packed, Packed.from_records(held_out, length),
+              _prompts(config.eval, held_out, target), about)
+
+
+def vocabulary(
+    text: Text, target: Model, size: int | None
+) -> tuple[np.ndarray, dict[str, Any]]:
+  """Returns the ids that can be drafted, and what they cover.
+
+  The most frequent among the tokens that the target generated; its special
+  tokens that occur there and its end tokens are always kept. None, or a size
+  that is not smaller than V, keeps all.
+  """
+  vocab_size = target.vocab_size
+  counts, held_out = (_counts(rows, vocab_size)
+                      for rows in (text.train, text.held_out))
+  if size is None or size >= vocab_size:
+    return np.arange(vocab_size), {
+        'draft_vocab_size': vocab_size, 'coverage': 1.0,
+        'held_out_coverage': 1.0}
+  special = target.tokenizer.special_ids if target.tokenizer else ()
+  always = {*target.eos, *(i for i in special
+                           if i < vocab_size and counts[i])}
+  ids = draft_vocab.most_frequent(counts, size, tuple(sorted(always)))
+  return ids, {
+      'draft_vocab_size': size,
+      'coverage': draft_vocab.coverage(counts, ids),
+      'held_out_coverage': draft_vocab.coverage(held_out, ids)}
+
+
+def _counts(packed: Packed, vocab_size: int) -> np.ndarray:
+  return np.bincount(packed.tokens[packed.supervised], minlength=vocab_size)
+
+
+def _records(
+    data: Any, target: Model, seed: int
+) -> tuple[list[Record], list[Record], dict[str, Any]]:
+  """Returns `(train, held_out, facts)`."""
+  if data.rollouts is None:
+    raise ValueError('config.data.rollouts: give the folder that '
+                     'train.rollout wrote')
+  if data.rollouts == 'synthetic':
+    train, held_out = _synthetic(target, seed), []
+    facts: dict[str, Any] = {'synthetic': True}
+  else:
+    train, held_out, facts = _load(Path(data.rollouts))
+    if facts.get('target', target.name) != target.name:
+      warnings.warn(f'{facts["target"]} wrote these rollouts, not '
+                    f'{target.name}: a drafter learns best from its '
+                    "target's own text", stacklevel=2)
+  if not held_out:
+    train, held_out = filters.split(train, data.held_out, seed)
+  return train, held_out, facts
+
+
+def _load(path: Path) -> tuple[list[Record], list[Record], dict[str, Any]]:
+  """Reads a dataset, an .npz file, or the folder that holds either."""
+  for inner in (path / 'rollouts', path / 'rollouts.npz'):
+    if inner.exists():
+      path = inner
+      break
+  if path.is_file():
+    train, facts = store.load_npz(path)
+    other = path.with_name(f'{path.stem}-held_out.npz')
+    return train, store.load_npz(other)[0] if other.exists() else [], facts
+  if not (path / 'dataset_info.json').is_file():
+    raise ValueError(f'config.data.rollouts={path}: no rollouts there; make '
+                     'them with train.rollout')
+  facts = store.facts(path)
+  splits = facts.get('texts', {'train': 1})
+  held_out = list(store.read(path, 'held_out')) if (
+      'held_out' in splits) else []
+  return list(store.read(path, 'train')), held_out, facts
+
+
+def _synthetic(target: Model, seed: int) -> list[Record]:
+  """Returns the target's answers to random prompts: for dry runs."""
+  rng = np.random.default_rng(seed)
+  prompts = [rng.integers(0, target.vocab_size, rng.integers(4, 12))
+             for _ in range(_SYNTHETIC_TEXTS)]
+  settings = Settings(max_new=_SYNTHETIC_NEW, batch=16, buckets=(12,))
+  return sorted(rollout.generate(
+      target.lm, target.params, prompts, eos=target.eos, settings=settings,
+      mesh=target.mesh), key=lambda r: r.prompt_index)
+
+
+def _check(name: str, records: Sequence[Record], target: Model) -> None:
+  """Raises ValueError for texts that are not the target's."""
+  if not records:
+    raise ValueError(f'no {name} texts: give more rollouts, or another '
+                     'config.data.held_out')
+  for number, record in enumerate(records):
+    tokens = record.tokens
+    if not 1 <= record.prompt_length < len(tokens):
+      raise ValueError(
+          f'{name} text {number}: {len(tokens)} tokens, of which '
+          f'{record.prompt_length} are the prompt: no answer')
+    if tokens.min() < 0 or tokens.max() >= target.vocab_size:
+      raise ValueError(
+          f'{name} text {number}: token ids {tokens.min()} to '
+          f'{tokens.max()}, but {target.name} has {target.vocab_size}: '
+          'another model wrote these rollouts')
+
+
+def _prompts(
+    config: Any, held_out: Sequence[Record], target: Model
+) -> list[np.ndarray]:
+  """Returns the prompts that acceptance is measured on, short enough."""
+  if config.prompts is None:
+    found = [r.tokens[:r.prompt_length] for r in held_out]
+  else:
+    found = _from_file(config.prompts, config.max_prompt, target)
+  found = [p for p in found if len(p) <= config.max_prompt]
+  if not found:
+    raise ValueError('no held-out prompt has at most '
+                     f'config.eval.max_prompt={config.max_prompt} tokens')
+  # Spread over the list: a file may be in order of subject.
+  places = np.unique(np.linspace(
+      0, len(found) - 1, min(config.num_prompts, len(found))).astype(int))
+  return [found[i] for i in places]
+
+
+def _from_file(path: str, longest: int, target: Model) -> list[np.ndarray]:
+  text: Any = target.tokenizer
+  if text is None:
+    raise ValueError(f'config.eval.prompts={path}: {target.name} has no '
+                     'tokenizer')
+
+  def encode(what):
+    if isinstance(what, str):
+      return text.encode(what)
+    return text.encode(text.apply_chat_template(what), add_bos=False)
+  rows, _ = conversations.read(path)
+  return conversations.prompts(
+      rows, encode, max_length=longest, turns='first')[0]
