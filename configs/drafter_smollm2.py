@@ -26,6 +26,7 @@ def get_config(arg: str = '') -> config_dict.ConfigDict:
   config.seed = 0
   config.kind = 'dspark'
   config.draft_vocab_size = 16_384
+  config.init_from = config_dict.placeholder(str)  # a drafter to train on
   # --- Text -----------------------------------------------------------
   config.data = config_dict.ConfigDict(dict(
       rollouts=config_dict.placeholder(str), length=1024, share=1.0,

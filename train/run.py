@@ -63,6 +63,9 @@ class Run:
   def fresh(self) -> Any:
     """Returns the state before the first step."""
     state = self._init(self._init_key, self.target.params)
+    if self.config.init_from:
+      state = state.replace(net=drafter_lib.carry_over(
+          self.config.init_from, state.net, self.ids))
     return state if self.mesh is None else rules.on_mesh(state, self.mesh)
 
   def abstract(self) -> Any:

@@ -118,6 +118,48 @@ def load_drafter(folder: str | Path, target: Model) -> Loaded:
   return Loaded(source, params, facts)
 
 
+def carry_over(folder: str | Path, net: Any, ids: Any) -> Any:
+  """Returns `net` with the weights of a saved drafter: to train on from.
+
+  Its draft vocabulary may be another one: what belongs to a token goes to
+  that token, tokens that are new keep the fresh weights.
+
+  Raises:
+    FormatError: tensors of other names or shapes.
+  """
+  arrays, old, _ = drafter_file.read(folder)
+  ids = np.asarray(ids)
+  _, mine, theirs = np.intersect1d(ids, old, return_indices=True)
+  fresh = named(net)
+  if set(fresh) != set(arrays):
+    raise FormatError(f'{folder}: another kind of drafter: tensors '
+                      f'{sorted(set(fresh) ^ set(arrays))}')
+
+  def one(path, leaf):
+    array, name = arrays[_name(path)], _name(path)
+    if array.shape == leaf.shape and len(old) == len(ids) and (
+        old == ids).all():
+      return jnp.asarray(array, leaf.dtype)
+    sizes = {len(ids): len(old), len(ids) + 1: len(old) + 1}
+    wanted = tuple(sizes.get(n, n) for n in leaf.shape)
+    if array.shape != wanted:
+      raise FormatError(f'{folder}: tensor {name!r} has shape {array.shape}, '
+                        f'expected {wanted}')
+    out = np.array(leaf)
+    for axis, n in enumerate(leaf.shape):
+      if n in sizes:  # the last row of a table is everybody else's
+        extra = n - len(ids)
+        to = np.concatenate([mine, np.arange(len(ids), n)])
+        take = np.take(array, np.concatenate(
+            [theirs, np.arange(len(old), len(old) + extra)]), axis=axis)
+        index = [slice(None)] * leaf.ndim
+        index[axis] = to
+        out[tuple(index)] = take
+        return jnp.asarray(out, leaf.dtype)
+    return jnp.asarray(array, leaf.dtype)
+  return jax.tree_util.tree_map_with_path(one, net)
+
+
 def shape(source: Any, num_draft: int, config: Mapping[str, Any]) -> Any:
   """Returns the drafter of a source that a configuration asks for.
 
