@@ -1,6 +1,13 @@
 """What several configs share: sampling and speculation with every key."""
 
+import pathlib
+
 from ml_collections import config_dict
+
+# The drafter of SmolLM2-135M-Instruct that comes with the sources.
+DRAFTER = str(
+    pathlib.Path(__file__).parents[1] / 'checkpoints'
+    / 'smollm2-135m-instruct-dspark')
 
 _INT, _FLOAT, _STR = int, float, str
 
@@ -25,7 +32,8 @@ def speculative(**values) -> config_dict.ConfigDict:
       exact_shape=bool, draft_cost=_FLOAT, widths=tuple,
       prompt_lookup_lengths=tuple, speculative_token_tree=_STR,
       draft_sample_method=_STR, use_dynamic_tree=bool, tree_depth=_INT,
-      tree_top_k=_INT)
+      tree_top_k=_INT, lattice=bool, num_candidates=_INT,
+      draft_acceptance_threshold=_FLOAT)
   return _section(types, values)
 
 

@@ -20,9 +20,11 @@ def get_config(arg: str = '') -> config_dict.ConfigDict:
   if arg.startswith('tiny'):
     return config
   config.target = 'qwen2.5-coder-1.5b-instruct'
-  config.batch_size = 8
+  config.batch_size, config.data.length = 8, 1024
   config.optimizer.learning_rate = 6e-4
   if config.kind in ('dspark', 'dflash'):
-    config.model.update(dict(num_taps=5, mlp_dim=4608, markov_rank=256))
+    config.model.update(dict(num_taps=5, mlp_dim=4608, markov_rank=256,
+                             markov_input='table'))
+    config.save.form = 'bfloat16'
     config.task.num_anchors = 256
   return config

@@ -9,7 +9,16 @@ What is None below has each kind's own default.
 
   --config configs/drafter_smollm2.py:tiny     random weights, under a minute
   --config configs/drafter_smollm2.py:eagle3   another kind: dflash, eagle1,
-                                               eagle3, hass, medusa, hydra
+                                               eagle3, hass, medusa, hydra,
+                                               small_lm
+
+A small LM (FastDraft, Direct Alignment) is trained in stages, each from the
+one before; the first two need no text of the target:
+
+  ... --config configs/drafter_smollm2.py:small_lm --config.task.stage=pretrain
+      --config.data.rollouts=out/plain --out out/small_plain
+  ... --config configs/drafter_smollm2.py:small_lm --config.task.stage=align
+      --config.init_from=out/small_plain/drafter --out out/small
 """
 
 from ml_collections import config_dict
@@ -29,7 +38,7 @@ def get_config(arg: str = '') -> config_dict.ConfigDict:
   config.init_from = config_dict.placeholder(str)  # a drafter to train on
   # --- Text -----------------------------------------------------------
   config.data = config_dict.ConfigDict(dict(
-      rollouts=config_dict.placeholder(str), length=1024, share=1.0,
+      rollouts=config_dict.placeholder(str), length=512, share=1.0,
       held_out=0.02))  # the last: where the rollouts hold nothing out
   # --- Network: None is the kind's default, or the target's -----------
   config.model = section(
@@ -40,7 +49,7 @@ def get_config(arg: str = '') -> config_dict.ConfigDict:
   config.loss = config_dict.ConfigDict()
   config.steps = 0  # 0: as many as fit into the minutes
   config.minutes = 30.0
-  config.batch_size = 16
+  config.batch_size = 32
   config.optimizer = config_dict.ConfigDict(dict(
       learning_rate=1e-3, warmup=0.03, schedule='cosine', betas=(0.9, 0.95),
       weight_decay=0.0, clip_norm=1.0, muon=False))
@@ -73,8 +82,11 @@ def of_kind(config: config_dict.ConfigDict, kind: str) -> None:
         num_slots=_INT, layout=_STR, mask_token=_INT, markov=_STR,
         markov_rank=_INT, markov_input=_STR, confidence=bool))
     config.model.num_slots = 8
-    config.model.markov_rank = 128
-    config.task.update(dict(num_anchors=192, gamma=4.0, weighting='decay',
+    # As shipped: 10 MiB in int8.
+    config.model.mlp_dim = 960
+    config.model.markov_rank, config.model.markov_input = 64, 'embedding'
+    config.save.form = 'int8'
+    config.task.update(dict(num_anchors=96, gamma=4.0, weighting='decay',
                             confidence_weight=1.0))
     config.loss.update(section(first=dict, last=dict, hold=_FLOAT, chunk=_INT))
     config.loss.first = dict(kl=1.0)
@@ -90,10 +102,19 @@ def of_kind(config: config_dict.ConfigDict, kind: str) -> None:
     config.model = section(num_heads=_INT, head=_STR, num_layers=_INT)
     config.task.update(section(num_anchors=_INT, decay=_FLOAT))
     config.loss.update(section(first=dict, last=dict, hold=_FLOAT, chunk=_INT))
+  elif kind == 'small_lm':
+    config.model.update(section(
+        embed_dim=_INT, tied=bool, embedding=_STR))
+    del config.model.taps, config.model.num_taps  # it reads tokens alone
+    config.model.num_layers = 4
+    config.task.update(dict(
+        stage='align', text_weight=0.0, steps=5, on_policy=0.0, every=100,
+        max_new=128))
+    config.loss.update(section(first=dict, last=dict, hold=_FLOAT, chunk=_INT))
   else:
     raise ValueError(f"config argument {kind!r}: '', 'tiny', a kind (dspark, "
-                     "dflash, eagle1, eagle3, hass, medusa, hydra) or "
-                     "'tiny-KIND'")
+                     "dflash, eagle1, eagle3, hass, medusa, hydra, small_lm) "
+                     "or 'tiny-KIND'")
 
 
 def shrink(config: config_dict.ConfigDict) -> None:
@@ -110,6 +131,9 @@ def shrink(config: config_dict.ConfigDict) -> None:
     config.model.update(dict(num_layers=1, num_taps=2, num_slots=3,
                              markov_rank=8))
     config.task.num_anchors = 6
+  if config.kind == 'small_lm':
+    config.model.update(dict(num_layers=1, embed_dim=16))
+    config.task.update(dict(steps=3, every=2, max_new=8))
 
 
 def section(**types) -> config_dict.ConfigDict:

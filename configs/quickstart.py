@@ -1,10 +1,10 @@
-"""Decodes SmolLM2-135M-Instruct with prompt lookup, and plainly beside it.
+"""Decodes SmolLM2-135M-Instruct with its drafter, and plainly beside it.
 
   python -m specjax.sample --config configs/quickstart.py
 
-The first run downloads 98 MB of weights. Afterwards expect about a minute on
-two CPU cores (most of it the plain decoding that it is compared with), and
-1.5 to 3 tokens a round on the prompts that copy from their input.
+The first run downloads 98 MB of weights; the drafter is in `checkpoints/`.
+Afterwards expect a minute or two on two CPU cores (most of it the plain
+decoding that it is compared with), and 2 to 3 tokens a round.
 
   --config configs/quickstart.py:tiny     random weights, seconds, no download
   --config.prompts=FILE                   your own prompts (JSONL or text)
@@ -21,13 +21,12 @@ def get_config(arg: str = '') -> config_dict.ConfigDict:
   config.target = 'smollm2-135m-instruct'
   config.dtype = config_dict.placeholder(str)
   config.speculative = common.speculative(
-      method='ngram', num_speculative_tokens=7, prompt_lookup_min=2,
-      prompt_lookup_max=4)
+      method='dspark', model=common.DRAFTER, num_speculative_tokens=5)
   config.verify = 'auto'
   config.verify_options = common.verify_options()
   config.sampling = common.sampling(temperature=0.0, max_new_tokens=128)
   config.prompts = config_dict.placeholder(str)  # None: built-in prompts
-  config.batch_size = 4
+  config.batch_size = 1
   config.capacity = config_dict.placeholder(int)
   config.mesh = (1, 1)
   config.exact = False
@@ -35,6 +34,9 @@ def get_config(arg: str = '') -> config_dict.ConfigDict:
   config.compare_plain = True
   config.stream = True  # show the text of the first row as it is decoded
   if arg == 'tiny':
+    config.speculative = common.speculative(
+        method='ngram', num_speculative_tokens=7, prompt_lookup_min=2,
+        prompt_lookup_max=4)
     config.target = 'random'
     config.sampling.max_new_tokens = 16
   elif arg:

@@ -106,8 +106,8 @@ class BlockSource:
   ) -> tuple[Table, Any]:
     """Returns the `num` candidates of each of `depth` slots, and memory.
 
-    The first slot's are ranked with the Markov term of the pending token,
-    the others' without any: which token comes before is not known yet.
+    The first slot's are ranked with the Markov term of the pending token. Of
+    the others it is not known yet which token comes before (`_guided`).
     """
     memory, pending = self._run(params, state)
     own = params.drafter
@@ -117,7 +117,10 @@ class BlockSource:
     if before is not None:
       logits = logits.at[:, :1].add(
           self.model.bias(own, hidden[:, :1], before))
-    scores, index = candidates(logits, num)
+    _, index = candidates(
+        self._guided(params, hidden, logits) if before is not None
+        and depth > 1 else logits, num)
+    scores = jnp.take_along_axis(logits, index, axis=-1)
     tokens = jnp.take(own['ids'], index, mode='clip')
     step = scores[:, 1:, None, :]
     if before is not None and depth > 1:
@@ -128,6 +131,20 @@ class BlockSource:
     return Table(
         tokens, jax.nn.log_softmax(scores[:, 0], axis=-1),
         jax.nn.log_softmax(step, axis=-1)), {'cache': memory['cache']}
+
+  def _guided(self, params: Models, hidden: Array, logits: Array) -> Array:
+    """Returns logits f32[B,G,W] to choose candidates by.
+
+    The larger of two: without any Markov term, and with that of the likeliest
+    token of the slot before. One more product, for all slots at once; without
+    it a slot misses the tokens that only a certain predecessor makes likely.
+    """
+    own = params.drafter
+    best = jnp.argmax(logits[:, :-1], axis=-1)
+    before = self.model.previous(
+        own, params.target, jnp.take(own['ids'], best, mode='clip'))
+    guided = logits[:, 1:] + self.model.bias(own, hidden[:, 1:], before)
+    return logits.at[:, 1:].max(guided)
 
   def confidence(self, memory: Any) -> Array | None:
     return memory.get('chance')
