@@ -102,7 +102,8 @@ def test_the_loop_does_without_what_only_files_and_training_need():
   lent = ('absl', 'orbax', 'optax', 'rich')
   modules = [
       '.'.join(p.relative_to(ROOT).with_suffix('').parts)
-      for p in FILES if room(p) in ('core', 'models', 'verify', 'drafters', 'distill')]
+      for p in FILES if room(p) in (
+          'core', 'models', 'verify', 'drafters', 'distill')]
   modules = [m.removesuffix('.__init__') for m in modules]
   blocked = [h for h in heavy if h not in lent]
   program = f'''
