@@ -17,6 +17,7 @@ from specjax.core.round import Engine
 from specjax.core.types import Models
 from specjax.data import packing
 from specjax.distill import kinds, measure, optimizer, teacher
+from specjax.distill.on_policy import OnPolicy
 from specjax.distill.task import cast
 from specjax.distill.trainer import Trainer
 from specjax.host import drafter as drafter_lib
@@ -46,6 +47,11 @@ class Run:
     self._feeder = ThreadPoolExecutor(1)
     self._next: tuple[int, Any] | None = None
     self._shared: Any = None
+    self._own = None
+    if getattr(trainer.task, 'on_policy', 0.0):
+      self._own = OnPolicy(
+          trainer.task, length=config.data.length, eos=target.eos,
+          seed=config.seed, mesh=mesh)
     self._context = measure.context(
         text.prompts, config.eval.new_tokens, eos=target.eos)
     drafter = drafter_lib.shape(
@@ -103,6 +109,9 @@ class Run:
     if self._next is None or self._next[0] != step:
       self._next = step, self._feeder.submit(self._batch, step)
     batch, num_tokens = self._next[1].result()
+    if self._own is not None:  # before the next batch is made
+      self._own.refresh(step, self._rows(step), {
+          **self._share(state.net), 'net': state.net})
     self._next = step + 1, self._feeder.submit(self._batch, step + 1)
     state, report = self.trainer.step(
         state, self.target.params, self._share(state.net), batch, self.key,
@@ -143,9 +152,14 @@ class Run:
 
   def _batch(self, step: int) -> tuple[Any, int]:
     """Makes batch number `step`, a function of it and the seed alone."""
-    rows = self.text.train.batch(
-        step, self.config.batch_size, self.config.seed)
+    rows = self._rows(step)
+    if self._own is not None:
+      rows = self._own.mix(step, rows)
     return self._place(rows), int(np.sum(rows['document'] > 0))
+
+  def _rows(self, step: int) -> packing.Row:
+    return self.text.train.batch(
+        step, self.config.batch_size, self.config.seed)
 
   def _place(self, rows: packing.Row) -> teacher.Batch:
     batch = teacher.Batch(**rows)

@@ -90,6 +90,18 @@ class BlockTask:
         self.objective.chunk)
     return sums.pop('loss'), sums
 
+  def logits(
+      self, params: Any, target: Any, batch: Batch, teacher: Teacher,
+      anchors: Array,
+  ) -> Array:
+    """See `task.Task.logits`."""
+    config = self.model.config
+    params = {**params, 'net': cast(params['net'], config.decoder.dtype)}
+    rows = _slots(batch, teacher, anchors, anchors >= 0, params['inverse'],
+                  config.num_slots, config.draft_vocab_size)
+    hidden = self._blocks(params, target, batch, teacher, anchors)
+    return self._logits(params, target, {**rows, 'hidden': hidden})[0]
+
   def _blocks(self, params, target, batch, teacher, anchors) -> Array:
     """Returns states [B,A,G,D] of the predicting slots."""
     take = lambda x: jnp.take_along_axis(x, anchors, axis=1)  # noqa: E731

@@ -129,6 +129,20 @@ class EagleTask:
         max(self.objective.chunk // self.steps, 1))
     return sums.pop('loss'), sums
 
+  def logits(
+      self, params: Any, target: Any, batch: Batch, teacher: Teacher,
+      anchors: Array,
+  ) -> Array:
+    """See `task.Task.logits`."""
+    config = self.model.config
+    params = {**params, 'net': cast(params['net'], config.decoder.dtype)}
+    out = dataclasses.replace(self, noise=0.0)._unroll(
+        params, target, batch, teacher, None)
+    # The row of a pending token is the one before it.
+    rows = jnp.maximum(anchors - 1, 0)[:, :, None, None]
+    hidden = jnp.take_along_axis(jnp.swapaxes(out, 1, 2), rows, axis=1)
+    return self.model.logits(params, hidden)
+
   def _unroll(self, params, target, batch, teacher, key) -> Array:
     """Returns outputs [B,K,S,D] by step and row."""
     size = batch.tokens.shape[1]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 from specjax.distill import eagle as eagle_task
@@ -16,6 +17,7 @@ from specjax.distill.blocks import BlockTask
 from specjax.distill.eagle import EagleTask
 from specjax.distill.medusa import HeadsTask
 from specjax.distill.objective import Mixture
+from specjax.distill.small_lm import SmallLMTask
 from specjax.distill.task import Objective, Task
 from specjax.models import medusa
 from specjax.models.block_drafter import BlockConfig, default_taps
@@ -23,6 +25,7 @@ from specjax.models.block_model import BlockModel
 from specjax.models.eagle import EagleConfig
 from specjax.models.eagle_model import EagleModel
 from specjax.models.medusa import HeadsModel
+from specjax.models.small_lm import SmallLMConfig, SmallLMModel
 from specjax.models.transformer import TransformerConfig
 
 Values = Mapping[str, Any]
@@ -78,6 +81,31 @@ def _heads(asked: _Request, kind: str) -> Task:
   return HeadsTask(HeadsModel(config), **_of(HeadsTask, asked))
 
 
+def _small_lm(asked: _Request) -> Task:
+  """A small causal model: the target's shape, scaled to `embed_dim`."""
+  target, model = asked.target, dict(asked.model)
+  width = model.pop('embed_dim', target.embed_dim)
+  if width < 1:
+    raise ValueError(f'model.embed_dim={width}: must be >= 1')
+  share = width / target.embed_dim
+  heads = max(1, round(share * target.num_heads))
+  groups = max(n for n in range(1, target.num_kv_heads + 1)
+               if heads % n == 0)
+  tied = model.pop('tied', True)
+  decoder = dataclasses.replace(_decoder(
+      target, model, **{
+          'num_layers': 4, 'num_heads': heads, 'num_kv_heads': groups,
+          'mlp_dim': 8 * math.ceil(share * target.mlp_dim / 8)}),
+      embed_dim=width, tied=tied, embed_scale=(
+          None if target.embed_scale is None else math.sqrt(width)))
+  shared = 'target' if width == target.embed_dim else 'own'
+  return SmallLMTask(
+      SmallLMModel(_make(
+          SmallLMConfig, {'embedding': shared, **model}, 'model',
+          decoder=decoder, draft_vocab_size=asked.width)),
+      **_of(SmallLMTask, asked))
+
+
 # Kind -> its maker.
 KINDS: dict[str, Any] = {
     'dspark': _block,
@@ -87,6 +115,7 @@ KINDS: dict[str, Any] = {
     'eagle3': lambda asked: _eagle(asked, 'ttt', '3'),
     'medusa': lambda asked: _heads(asked, 'medusa'),
     'hydra': lambda asked: _heads(asked, 'hydra'),
+    'small_lm': _small_lm,
 }
 
 
@@ -103,10 +132,13 @@ def build(
       and dtype from it.
     draft_vocab_size: W.
     model: attributes of the model's config (`BlockConfig`, `EagleConfig`,
-      `HeadsConfig`), of its layers (`num_layers`, `mlp_dim`, `num_heads`,
-      `num_kv_heads`, `head_dim`, `qk_norm`), and `num_taps`, if `taps` are
-      not given. None values are the kind's defaults, here and below.
-    task: attributes of the task (`BlockTask`, `EagleTask`, `HeadsTask`).
+      `HeadsConfig`, `SmallLMConfig`; of the last also `embed_dim`, which
+      scales the other widths, and `tied`), of its layers (`num_layers`,
+      `mlp_dim`, `num_heads`, `num_kv_heads`, `head_dim`, `qk_norm`), and
+      `num_taps`, if `taps` are not given. None values are the kind's
+      defaults, here and below.
+    task: attributes of the task (`BlockTask`, `EagleTask`, `HeadsTask`,
+      `SmallLMTask`).
     loss: `first` and `last`, weights by name of the loss, `hold` and `chunk`
       (`objective.Mixture`, `task.Objective`).
 

@@ -115,11 +115,27 @@ class HeadsTask:
     state = jnp.take_along_axis(teacher.final, before[..., None], axis=1)
     return {**rows, 'state': state}
 
-  def _score(self, params, target, part, progress) -> dict[str, Array]:
-    """Returns sums over the pending tokens of a chunk, all heads at once."""
+  def logits(
+      self, params: Any, target: Any, batch: Batch, teacher: Teacher,
+      anchors: Array,
+  ) -> Array:
+    """See `task.Task.logits`."""
+    params = {**params, 'net': cast(
+        params['net'], self.model.config.dtype)}
+    rows = self.rows(
+        batch, teacher, anchors, anchors >= 0, params['inverse'])
+    return self._logits(params, target, rows)
+
+  def _logits(self, params, target, part) -> Array:
+    """Returns f32[...,M,W]."""
     hidden = self.model.hidden(
         params, target, part['state'], part['before'])
-    log_q = jax.nn.log_softmax(self.model.logits(params, hidden), axis=-1)
+    return self.model.logits(params, hidden)
+
+  def _score(self, params, target, part, progress) -> dict[str, Array]:
+    """Returns sums over the pending tokens of a chunk, all heads at once."""
+    log_q = jax.nn.log_softmax(
+        self._logits(params, target, part), axis=-1)
     log_p = self.model.teacher(params, part['final'])
     log_p = jax.lax.stop_gradient(log_p - part['log_z'][..., None])
     alpha = jax.lax.stop_gradient(losses.acceptance(log_p, log_q))

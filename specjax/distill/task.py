@@ -64,6 +64,23 @@ class Task(Protocol):
     """
     ...
 
+  def logits(
+      self, params: Any, target: Any, batch: Batch, teacher: Teacher,
+      anchors: Array,
+  ) -> Array:
+    """Returns f32[B,A,K,W]: what training scores, at chosen places.
+
+    Slot k of place a follows the text's token at `anchors[b, a] + k`: what a
+    round of decoding that begins there drafts from once the text's own tokens
+    were drafted before. Slots beyond the text hold anything.
+
+    Args:
+      params, target, batch, teacher: as for `loss`; nothing is random.
+      anchors: int32[B,A], pending tokens. EAGLE and heads need a token before
+        it in the document: the first one's places hold anything.
+    """
+    ...
+
   def source(self) -> Any:
     """Returns the drafter's `drafters.source.Source`."""
     ...

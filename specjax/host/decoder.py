@@ -101,6 +101,16 @@ class Decoder:
     self._run, self._admit = loop.compiled(options)
     self._allocate()
 
+  def adopt(self, drafter: Any) -> None:
+    """Takes other weights of the drafter, between two chunks of rounds.
+
+    Outputs stay exact: a round is verified with the law of the weights that
+    drafted. Equal shapes and dtypes compile nothing.
+    """
+    if self._mesh is not None:
+      drafter = rules.on_mesh(drafter, self._mesh)
+    self.params = self.params.replace(drafter=drafter)
+
   def _allocate(self) -> None:
     vacant = self._context([None] * self.batch)
     shapes = jax.eval_shape(

@@ -18,6 +18,7 @@ from specjax.drafters import ChainLM, GrownLattice, GrownLM, Lattice, TreeLM
 from specjax.drafters.block import BlockSource
 from specjax.drafters.eagle import EagleSource
 from specjax.drafters.medusa import HeadsSource
+from specjax.drafters.source import LanguageModel
 from specjax.host.load import Model
 from specjax.io import drafter_file
 from specjax.io.errors import FormatError
@@ -25,7 +26,8 @@ from specjax.models import trained
 from specjax.parallel import rules
 
 _SOURCES: dict[str, Any] = {
-    'block': BlockSource, 'eagle': EagleSource, 'heads': HeadsSource}
+    'block': BlockSource, 'eagle': EagleSource, 'heads': HeadsSource,
+    'small_lm': LanguageModel}
 # Rows of the embedding that tell weights apart.
 _ROWS = 256
 
@@ -58,7 +60,8 @@ def save_drafter(
 
   Args:
     folder: replaced if it holds a drafter.
-    model: its pure functions (`BlockModel`, `EagleModel`, `HeadsModel`).
+    model: its pure functions (`BlockModel`, `EagleModel`, `HeadsModel`,
+      `SmallLMModel`).
     net: trained weights. ids: int[W], the draft vocabulary.
     target: the model that it drafts for.
     kind: how it was trained ('dspark', ...).
@@ -137,8 +140,9 @@ def carry_over(folder: str | Path, net: Any, ids: Any) -> Any:
 
   def one(path, leaf):
     array, name = arrays[_name(path)], _name(path)
-    if array.shape == leaf.shape and len(old) == len(ids) and (
-        old == ids).all():
+    same = len(old) == len(ids) and (old == ids).all()
+    # An embedding has a row for every token, drafted or not.
+    if array.shape == leaf.shape and (same or name == 'embedding'):
       return jnp.asarray(array, leaf.dtype)
     sizes = {len(ids): len(old), len(ids) + 1: len(old) + 1}
     wanted = tuple(sizes.get(n, n) for n in leaf.shape)
@@ -152,7 +156,7 @@ def carry_over(folder: str | Path, net: Any, ids: Any) -> Any:
         to = np.concatenate([mine, np.arange(len(ids), n)])
         take = np.take(array, np.concatenate(
             [theirs, np.arange(len(old), len(old) + extra)]), axis=axis)
-        index = [slice(None)] * leaf.ndim
+        index: list[Any] = [slice(None)] * leaf.ndim
         index[axis] = to
         out[tuple(index)] = take
         return jnp.asarray(out, leaf.dtype)
@@ -249,7 +253,7 @@ def _check_target(folder: Any, model: Any, target: Model) -> None:
   for what, have, need in (
       ('hidden size', config.embed_dim, width),
       ('vocabulary', config.vocab_size, vocab_size)):
-    if have != need:
+    if need is not None and have != need:
       raise FormatError(f'{folder}: drafts for a target of {what} {need}, '
                         f'{target.name} has {have}')
   layers = [t for t in getattr(model.config, 'taps', ())

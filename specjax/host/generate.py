@@ -42,7 +42,7 @@ def generate(
     verifier_params: Any = None,
     batch_size: int | None = None, capacity: int | None = None,
     seed: int = 0, exact: bool = False, rounds_per_chunk: int = 16,
-    constraint: Any = None,
+    constraint: Any = None, online: Any = None,
     on_text: Callable[[Request, str], None] | None = None,
     on_result: Callable[[Result], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
@@ -78,6 +78,9 @@ def generate(
     constraint: token masks (a grammar): a `core.pipeline.Constraint` for
       `batch_size` rows, or a function that makes one from the requests of
       the slots (None where vacant), so that each can have its own.
+    online: a `distill.online.OnlineAdaptation`: the drafter has its
+      parameters and learns from each finished request. Requests that are
+      under way go on with the new weights; all outputs stay exact.
     on_text: called with text of a request as it becomes final.
     on_result: called with each result as it completes.
     on_progress: called after each chunk of rounds.
@@ -94,6 +97,8 @@ def generate(
   _check(target, samplings, batch_size=batch_size, capacity=capacity,
          rounds_per_chunk=rounds_per_chunk)
   drafter, drafter_params = _drafter(drafter, drafter_params, target)
+  if online is not None:
+    drafter_params = online.params
   dialogues = [
       Dialogue(target, prompt, one, index, seed)
       for index, (prompt, one) in enumerate(zip(prompts, samplings))]
@@ -116,6 +121,11 @@ def generate(
       rounds_per_chunk=rounds_per_chunk, constraint=constraint)
 
   def follow(result: Result) -> Request | None:
+    asked = result.request.tokens
+    if online is not None and online.add(
+        (*asked, *result.tokens), len(asked), result.step_lengths,
+        drafter.topology.max_depth):
+      decoder.adopt(online.params)
     if on_result:
       on_result(result)
     following = dialogues[result.request.prompt_index].next(result)

@@ -20,6 +20,7 @@ from specjax.drafters import (
   TreeLM,
 )
 from specjax.host import drafter as trained
+from specjax.host import vocab_trim
 from specjax.host.load import Model
 from specjax.io import drafter_file
 
@@ -44,7 +45,7 @@ _METHODS = {'ngram_gpu': 'ngram', 'prompt_lookup': 'ngram', 'lookup': 'ngram',
 _TRAINED: dict[str, tuple[str, ...]] = {
     'dspark': ('dspark',), 'dflash': ('dflash',), 'eagle3': ('eagle3',),
     'eagle': ('eagle1', 'hass'), 'medusa': ('medusa',), 'hydra': ('hydra',),
-    'draft_head': ()}
+    'small_lm': ('small_lm',), 'draft_head': ()}
 _HEAD_KEYS = {
     'model', 'draft_confidence_threshold', 'draft_acceptance_threshold',
     'speculative_token_tree', 'draft_sample_method', 'use_dynamic_tree',
@@ -58,7 +59,8 @@ _KEYS = {
     'input_guided': {'max_ngram'},
     'draft_model': {'model', 'draft_confidence_threshold',
                     'speculative_token_tree', 'draft_sample_method',
-                    'use_dynamic_tree', 'tree_depth', 'tree_top_k'},
+                    'use_dynamic_tree', 'tree_depth', 'tree_top_k',
+                    'draft_vocab', 'draft_vocab_counts'},
     **dict.fromkeys(_TRAINED, _HEAD_KEYS),
 }
 _TYPES: dict[str, Any] = {
@@ -71,11 +73,13 @@ _TYPES: dict[str, Any] = {
     'num_candidates': int,
     'prompt_lookup_lengths': Sequence, 'use_dynamic_tree': bool,
     'speculative_token_tree': (str, Sequence, tree_lib.Topology),
-    'draft_sample_method': str, 'tree_depth': int, 'tree_top_k': int}
+    'draft_sample_method': str, 'tree_depth': int, 'tree_top_k': int,
+    'draft_vocab': (str, int, Sequence), 'draft_vocab_counts': str}
 _TYPE_NAMES = {str: 'a string', int: 'an integer', bool: 'true or false',
                numbers.Real: 'a number', Sequence: 'a list of integers',
                (str, Model, trained.Loaded): 'a source, a folder or a Model',
-               (str, Sequence, tree_lib.Topology): 'a tree'}
+               (str, Sequence, tree_lib.Topology): 'a tree',
+               (str, int, Sequence): 'a path, a number or a list of ids'}
 # vLLM's words for how a drafter chooses its tokens.
 _SAMPLE_METHODS = {'greedy': 'top_k', 'probabilistic': 'iid'}
 _SCHEDULES = ('constant', 'heuristic', 'confidence', 'tracking')
@@ -100,11 +104,13 @@ def build(
       `draft_sample_method` ('iid', 'without_replacement', 'top_k',
       'top_plus_one', 'coupled'); or `use_dynamic_tree` with `tree_depth`
       and `tree_top_k`, `num_speculative_tokens` nodes.
+      Of a small model, `draft_vocab`: the tokens that it may draft
+      (`host.vocab_trim.read`), with `draft_vocab_counts`.
       Drafters that `train.drafter` made: 'dspark', 'dflash', 'eagle3',
-      'eagle', 'medusa', 'hydra', or 'draft_head' for any of them, `model`
-      being their folder; the keys of trees, `draft_acceptance_threshold`
-      (chains, of the confidence head), and of block drafters `lattice` and
-      `num_candidates` (`host.drafter.shape`).
+      'eagle', 'medusa', 'hydra', 'small_lm', or 'draft_head' for any of
+      them, `model` being their folder; the keys of trees,
+      `draft_acceptance_threshold` (chains, of the confidence head), and of
+      block drafters `lattice` and `num_candidates` (`host.drafter.shape`).
     target: the model that will verify.
     load: loads `config['model']` when that is a source, not a `Model`.
 
@@ -156,7 +162,16 @@ def _plain(method: str, config: dict[str, Any], target: Model, load):
     model = load(model)
   if not isinstance(model, Model):
     raise ValueError("method 'draft_model' needs 'model'")
-  return _small(draft_lm(target, model), kwargs), model.params
+  lm, params = draft_lm(target, model), model.params
+  vocab, counts = (kwargs.pop(key, None)
+                   for key in ('draft_vocab', 'draft_vocab_counts'))
+  if counts is not None and not isinstance(vocab, int):
+    raise ValueError("'draft_vocab_counts' goes with a number of tokens, "
+                     "'draft_vocab'")
+  if vocab is not None:
+    lm, params = vocab_trim.trim(lm, params, vocab_trim.read(
+        vocab, target.vocab_size, counts=counts, always=target.eos))
+  return _small(lm, kwargs), params
 
 
 def _implied(model: Any) -> str:

@@ -9,13 +9,14 @@ from typing import Any
 from flax import linen as nn
 import jax
 
-from specjax.models import block_drafter, eagle, medusa
+from specjax.models import block_drafter, eagle, medusa, small_lm
 from specjax.models.block_drafter import BlockConfig
 from specjax.models.block_model import BlockModel
 from specjax.models.eagle import EagleConfig
 from specjax.models.eagle_model import EagleModel
 from specjax.models.medusa import HeadsConfig, HeadsModel
 from specjax.models.rope import RopeScaling
+from specjax.models.small_lm import SmallLMConfig, SmallLMModel
 from specjax.models.transformer import TransformerConfig
 
 # Name -> config, model, initialiser.
@@ -23,11 +24,12 @@ _FAMILIES: dict[str, tuple[Any, Any, Any]] = {
     'block': (BlockConfig, BlockModel, block_drafter.init),
     'eagle': (EagleConfig, EagleModel, eagle.init),
     'heads': (HeadsConfig, HeadsModel, medusa.init),
+    'small_lm': (SmallLMConfig, SmallLMModel, small_lm.init),
 }
 
 
 def family(model: Any) -> str:
-  """Returns the name of a model's family: 'block', 'eagle' or 'heads'."""
+  """Returns a model's family: 'block', 'eagle', 'heads' or 'small_lm'."""
   for name, (_, kind, _) in _FAMILIES.items():
     if isinstance(model, kind):
       return name
@@ -67,11 +69,15 @@ def abstract(model: Any) -> Any:
       lambda: init(model.config, jax.random.key(0))))
 
 
-def sizes(model: Any) -> tuple[int, int, int]:
-  """Returns `(D, V, W)`: widths of states, of both vocabularies."""
+def sizes(model: Any) -> tuple[int | None, int, int]:
+  """Returns `(D, V, W)`: widths of states, of both vocabularies.
+
+  D is None for a drafter of targets of any width.
+  """
   config = model.config
   inner = getattr(config, 'decoder', config)
-  return inner.embed_dim, inner.vocab_size, config.draft_vocab_size
+  width = getattr(config, 'target_dim', inner.embed_dim)
+  return width, inner.vocab_size, config.draft_vocab_size
 
 
 def _made(kind: Any, values: dict[str, Any]) -> Any:

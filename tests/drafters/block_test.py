@@ -138,12 +138,15 @@ def shapes(source):
       'lattice tree': Lattice(source, 6, topologies.branching((3, 2, 1))),
       'grown lattice': GrownLattice(source, 6, 10, 4, 3),
       'switched': Adaptive(ChainLM(4, source), control.Heuristic(),
-                           exact_shape=False, widths=(0, 2))}
+                           exact_shape=False, widths=(0, 2)),
+      'switched lattice': Adaptive(
+          Lattice(source, 6), control.Tracking(draft_cost=0.3),
+          exact_shape=False, widths=(0, 2))}
 
 
 @pytest.mark.parametrize('shape', [
     'chain', 'tree', 'grown', 'switched', 'lattice', 'lattice tree',
-    'grown lattice'])
+    'grown lattice', 'switched lattice'])
 def test_greedy_text_is_plain_text_and_the_cache_is_kept(shape):
   source, params = made(BASE)
   drafter = shapes(source)[shape]
