@@ -1,0 +1,230 @@
+"""Qwen2.5-Coder-1.5B on HumanEval: our drafters, Hugging Face, one run.
+
+  python -m benchmarks.qwen --drafter out/dspark_qwen/drafter \
+      --questions humaneval.jsonl --out docs/results/h100_qwen.json
+
+Greedy, batch 1: plain decoding, a trained drafter in several shapes, the 0.5B
+model as an independent drafter, and transformers' own generate on the same
+weights and device: plain, and assisted by the 0.5B model. Ratios are taken
+inside each library, then across: milliseconds a token without the prompt
+(of transformers: the time for one token is taken off). Rows of the questions
+file are `{"turns": [...]}`. Each part is written when it is finished; the
+same command goes on after an interruption.
+
+  python -m benchmarks.qwen --target tiny --drafter tiny --small tiny \
+      --out out/try.json --new_tokens 8 --num_questions 2 --slots 512
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+import numpy as np
+
+from benchmarks import drafters, setup, support
+from specjax.host import methods
+from specjax.models import weights
+
+# Shapes of the trained drafter, and lengths of the independent one.
+_SHAPES: dict[str, dict[str, Any]] = {
+    'plain': {},
+    'drafter, chain': {'model': '{dir}'},
+    'drafter, tree of 15': {
+        'model': '{dir}', 'use_dynamic_tree': True, 'tree_depth': 6,
+        'tree_top_k': 4, 'num_speculative_tokens': 15},
+    'drafter, tree of 24': {
+        'model': '{dir}', 'use_dynamic_tree': True, 'tree_depth': 7,
+        'tree_top_k': 8, 'num_speculative_tokens': 24},
+    '0.5B, chain of 3': {'model': '{small}', 'num_speculative_tokens': 3},
+    '0.5B, chain of 5': {'model': '{small}', 'num_speculative_tokens': 5}}
+
+
+def made(model, small, loaded, only: str) -> dict[str, tuple[Any, Any]]:
+  """Returns `(drafter, params)` by name; plain decoding is the first."""
+  wanted = only.split(';') if only else list(_SHAPES)
+  out = {}
+  for name in dict.fromkeys(['plain', *wanted]):
+    config = dict(_SHAPES[name]) or {'method': 'null'}
+    if config.get('model') == '{dir}':
+      if loaded is None:
+        continue
+      config['model'] = loaded
+      config['tree_depth'] = min(
+          config.get('tree_depth', 0), loaded.num_draft) or None
+    elif config.get('model') == '{small}':
+      config['model'] = small
+    out[name] = methods.build(config, model)
+  return out
+
+
+def ours(model, kinds: dict[str, tuple[Any, Any]], asked, args, save):
+  """Measures our drafters, question by question in turn."""
+  runners = [drafters.Runner(name, model, d, p, 0.0, args.new_tokens)
+             for name, (d, p) in kinds.items()]
+  begin = time.perf_counter()
+  support.compile_all(
+      [lambda r=r, s=s: r.compile(s) for r in runners
+       for s in sorted({q.size for q in asked})], args.threads)
+  print(f'compiled in {time.perf_counter() - begin:.0f} s', flush=True)
+  for number, question in enumerate([asked[0], *asked]):
+    for runner in runners:
+      runner(question, number)
+    if not number:  # a warm-up
+      for runner in runners:
+        runner.rows.clear()
+        runner.histogram[:] = 0
+    elif number % 20 == 0:
+      save(report(runners) | {'unfinished': number})
+  return report(runners)
+
+
+def report(runners: list[drafters.Runner]) -> dict[str, Any]:
+  """Returns the figures of all drafters so far."""
+  return {r.name: {
+      **drafters.summary(r, runners[0]),
+      'ms_a_token': 1e3 * sum(x['seconds'] for x in r.rows) / sum(
+          x['tokens'] for x in r.rows)} for r in runners}
+
+
+def to_torch(model) -> Any:
+  """Returns a transformers model with the weights of `model`, on a device.
+
+  Of the Llama or the Qwen2 architecture: biases decide.
+  """
+  import torch
+  import transformers
+
+  c = model.lm.config
+  name = 'Qwen2' if c.qkv_bias else 'Llama'
+  config = getattr(transformers, f'{name}Config')(
+      vocab_size=c.vocab_size, hidden_size=c.embed_dim,
+      intermediate_size=c.mlp_dim, num_hidden_layers=c.num_layers,
+      num_attention_heads=c.num_heads, num_key_value_heads=c.num_kv_heads,
+      head_dim=c.head_dim, rms_norm_eps=c.norm_eps,
+      tie_word_embeddings=c.tied, max_position_embeddings=32768,
+      rope_parameters={'rope_type': 'default', 'rope_theta': c.rope_base},
+      bos_token_id=None, eos_token_id=list(model.eos) or None,
+      pad_token_id=0)
+  net = getattr(transformers, f'{name}ForCausalLM')(config)
+  tensors = {k: torch.from_numpy(np.array(v, np.float32))
+             for k, v in weights.export_hf(c, model.params).items()}
+  missing, unexpected = net.load_state_dict(tensors, strict=False)
+  if unexpected or [m for m in missing if m != 'lm_head.weight']:
+    raise ValueError(f'missing {missing}, unexpected {unexpected}')
+  return net.to(getattr(torch, c.dtype)).to(_device()).eval()
+
+
+def _device() -> str:
+  import torch
+  return 'cuda' if torch.cuda.is_available() else 'cpu'
+
+
+def hugging_face(model, small, asked, plain, args) -> dict[str, Any]:
+  """Measures transformers' generate, plain and assisted.
+
+  Args:
+    model, small: target and assistant. asked: questions.
+    plain: our plain decoding's milliseconds a token, of the same run.
+    args: the options.
+  """
+  import torch
+
+  net, assistant = to_torch(model), to_torch(small)
+  options = dict(do_sample=False, use_cache=True)
+
+  def timed(ids, **kwargs) -> tuple[float, list[int]]:
+    if _device() == 'cuda':
+      torch.cuda.synchronize()
+    begin = time.perf_counter()
+    with torch.inference_mode():
+      out = net.generate(
+          ids, attention_mask=torch.ones_like(ids), **options, **kwargs)
+    tokens = out[0, ids.shape[1]:].tolist()  # waits
+    return time.perf_counter() - begin, tokens
+
+  rows: dict[str, list[dict[str, Any]]] = {}
+  modes: dict[str, dict[str, Any]] = {
+      'plain': {}, 'assisted': {'assistant_model': assistant}}
+  for number, question in enumerate([asked[0], *asked]):
+    ids = torch.tensor([list(question.tokens)], device=_device())
+    for name, extra in modes.items():
+      first, _ = timed(ids, max_new_tokens=1)
+      seconds, tokens = timed(ids, max_new_tokens=args.new_tokens, **extra)
+      if number:  # the first is a warm-up
+        rows.setdefault(name, []).append({
+            'seconds': seconds, 'first': first, 'text': tokens})
+  out = {name: _figures(found) for name, found in rows.items()}
+  for row in out.values():
+    row['speedup'] = out['plain']['ms_a_token'] / row['ms_a_token']
+    row['over_our_plain'] = plain / row['ms_a_token']
+  out['assisted']['same_text_as_plain'] = sum(
+      a['text'] == b['text']
+      for a, b in zip(rows['plain'], rows['assisted'], strict=True))
+  return out
+
+
+def _figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
+  tokens = sum(max(len(r['text']) - 1, 0) for r in rows)
+  decoding = sum(max(r['seconds'] - r['first'], 0.0) for r in rows)
+  return {
+      'ms_a_token': 1e3 * decoding / max(tokens, 1),
+      'ms_a_token_with_prompt': 1e3 * sum(r['seconds'] for r in rows) / max(
+          sum(len(r['text']) for r in rows), 1),
+      'first_token_ms': setup.spread([1e3 * r['first'] for r in rows]),
+      'questions': len(rows), 'tokens': tokens}
+
+
+def parse(arguments=None) -> argparse.Namespace:
+  """Returns the options."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--out', required=True)
+  parser.add_argument('--target', default='qwen2.5-coder-1.5b-instruct')
+  parser.add_argument('--small', default='qwen2.5-coder-0.5b-instruct')
+  parser.add_argument('--drafter', default='', help="a folder, or 'tiny'")
+  parser.add_argument('--only', default='', help='shapes, by semicolons')
+  parser.add_argument('--questions', default='')
+  parser.add_argument('--num_questions', type=int, default=164)
+  parser.add_argument('--hf_questions', type=int, default=24)
+  parser.add_argument('--new_tokens', type=int, default=256)
+  parser.add_argument('--slots', default='768,1536')
+  parser.add_argument('--threads', type=int, default=14)
+  return parser.parse_args(arguments)
+
+
+def main(arguments=None) -> None:
+  """Runs the program."""
+  args = parse(arguments)
+  model, small = support.load(args.target), support.load(args.small)
+  loaded = support.drafter(model, args.drafter) if args.drafter else None
+  asked, dropped = drafters.questions(
+      model, args.questions, args.num_questions,
+      [int(s) for s in args.slots.split(',')], args.new_tokens)
+  done = support.record(args.out, {
+      **{name: getattr(args, name) for name in (
+          'target', 'small', 'only', 'num_questions', 'hf_questions',
+          'new_tokens', 'slots')},
+      'asked': len(asked), 'too_long': dropped, 'batch': 1,
+      'temperature': 0, 'dtype': model.lm.config.dtype})
+  sections = done.data['sections']
+
+  def save(value: Any) -> None:
+    sections['specjax'] = value
+    done.save()
+
+  if 'unfinished' in sections.get('specjax', {'unfinished': 0}):
+    save(ours(model, made(model, small, loaded, args.only), asked, args,
+              save))
+  for name, row in sections['specjax'].items():
+    print(f'{name:24s} tau {row["tau"]:.3f}, {row["ms_a_token"]:.3f} ms a '
+          f'token, {row["speedup"]:.3f}x', flush=True)
+  if 'transformers' not in sections and args.hf_questions:
+    step = max(len(asked) // args.hf_questions, 1)
+    done.add('transformers', hugging_face(
+        model, small, asked[::step][:args.hf_questions],
+        sections['specjax']['plain']['ms_a_token'], args))
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,288 @@
+"""What makes a drafter good: many small ones, trained equally long.
+
+  python -m sample.ablate_drafter --rollouts out/text --out out/ablations \
+      --seconds 60 --only loss,kind --seeds 0,1
+  python -m sample.ablate_plots --results out/ablations/ablations.json
+  python -m sample.ablate_drafter --target tiny --out out/try --only loss
+
+Every drafter sees the same packed text in the same order and trains for the
+same time, compilation left out; then the decoder itself measures it: greedy
+chains on held-out prompts, tokens a round. The target and the text are loaded
+once. A row is written after each drafter; the same command goes on after an
+interruption. Axes: see `sample.ablate_variants`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from concurrent.futures import ThreadPoolExecutor
+import dataclasses
+import json
+import pathlib
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from sample import ablate_variants
+from sample.ablate_variants import Variant
+from specjax.data.packing import Packed
+from specjax.distill import kinds
+from specjax.distill.trainer import Trainer
+from specjax.host import cli
+from specjax.host import results as results_lib
+from specjax.io import output
+from train import log
+from train import text as text_lib
+from train.run import Run, optimiser
+
+# Steps that are timed before a run, and thrown away; steps reported.
+_TIMED, _LAST = 20, 20
+# Of training, for the tiny model and others.
+_TINY_SECONDS, _SECONDS = 0.2, 60.0
+
+
+class Job:
+  """A drafter to train: compiled first, then run as often as there are
+  seeds."""
+
+  def __init__(self, variant: Variant, config: Any, target, text):
+    """Prepares; nothing is compiled yet."""
+    self.variant, self.config, self.target = variant, config, target
+    text = text._replace(
+        train=subset(text.train, config.data.share, config.seed))
+    self.text = text
+    self.ids, self.vocab = text_lib.vocabulary(
+        text, target, config.draft_vocab_size)
+    task = kinds.build(
+        config.kind, target.lm.config, len(self.ids), **{
+            name: config[name].to_dict()
+            for name in ('model', 'task', 'loss')})
+    self.trainer = Trainer(task, target.lm, optimiser(config.optimizer))
+    self.compile_s = 0.0
+
+  def run(self, seed: int) -> Run:
+    """Returns a run of this drafter; its programs are shared."""
+    config = self.config.copy_and_resolve_references()
+    config.seed = seed
+    return Run(self.trainer, self.target, self.ids, self.text, config, None)
+
+  def warm(self, seed: int) -> None:
+    """Compiles everything by doing it once."""
+    begin = time.perf_counter()
+    run = self.run(seed)
+    run.schedule(2)
+    state, _, _ = run.step(run.fresh(), 0)
+    run.evaluate(state, 0, 0.0)
+    self.compile_s = time.perf_counter() - begin
+
+  def train(self, seed: int, seconds: float) -> dict[str, Any]:
+    """Trains from the start and measures; returns the row of the results.
+
+    Args:
+      seed: of weights and batches. seconds: of training.
+    """
+    run = self.run(seed)
+    steps = planned(run, seconds)
+    run.schedule(steps)
+    state = jax.block_until_ready(run.fresh())
+    pending: list[Any] = []
+    tokens, begin = 0, time.perf_counter()
+    for step in range(steps):
+      state, report, count = run.step(state, step)
+      tokens += count
+      pending = [*pending, report][-_LAST:]
+    state = jax.block_until_ready(state)
+    took = time.perf_counter() - begin
+    row = run.evaluate(state, steps, took / 60)
+    row.pop('minutes')
+    return {
+        'label': self.variant.label, 'kind': self.config.kind, 'seed': seed,
+        'changes': dict(self.variant.changes),
+        **row, 'seconds': took, 'tokens': tokens,
+        'tokens_per_s': tokens / took, 'compile_s': self.compile_s,
+        'rows': len(self.text.train),
+        'passes': steps * self.config.batch_size / len(self.text.train),
+        'parameters': sum(
+            x.size for x in jax.tree.leaves(state.net)),
+        'num_draft': len(row['per_position']),
+        'last_steps': log.summary(jax.device_get(pending)), **self.vocab}
+
+
+def planned(run: Run, seconds: float) -> int:
+  """Returns the steps that fit into `seconds`, from some that are timed."""
+  run.schedule(_TIMED + 2)
+  state = run.fresh()
+  for step in range(_TIMED + 2):
+    state, _, _ = run.step(state, step)
+    if step == 1:
+      jax.block_until_ready(state)
+      begin = time.perf_counter()
+  jax.block_until_ready(state)
+  each = (time.perf_counter() - begin) / _TIMED
+  return max(1, round(seconds / each))
+
+
+def subset(packed: Packed, share: float, seed: int) -> Packed:
+  """Returns a random share of the rows; smaller shares are in larger ones."""
+  count = max(1, round(share * len(packed)))
+  if count == len(packed):
+    return packed
+  rows = np.sort(np.random.default_rng(seed).permutation(
+      len(packed))[:count])
+  return Packed(**{
+      field.name: getattr(packed, field.name)[rows]
+      for field in dataclasses.fields(packed)})
+
+
+class Results:
+  """The JSON file of all rows; on disk after each of them."""
+
+  def __init__(self, path: pathlib.Path, setting: dict[str, Any]):
+    """Reads what is there, of the same setting.
+
+    Raises:
+      ValueError: the file holds drafters that were trained otherwise.
+    """
+    self.path = path
+    self.data: dict[str, Any] = {
+        'setting': setting, 'device': results_lib.device_name(),
+        'versions': results_lib.versions(), 'axes': {}, 'runs': {}}
+    if path.exists():
+      found = json.loads(path.read_text())
+      if found['setting'] != json.loads(json.dumps(setting)):
+        raise ValueError(f'{path}: of another setting, {found["setting"]}; '
+                         'give another --out')
+      self.data.update(axes=found['axes'], runs=found['runs'])
+
+  def done(self, key: str, seed: int) -> bool:
+    """Whether a drafter was trained; one that failed was not."""
+    return 'tau' in self.data['runs'].get(f'{key} {seed}', {})
+
+  def add(self, key: str, seed: int, row: dict[str, Any]) -> None:
+    """Adds a row and writes the file."""
+    self.data['runs'][f'{key} {seed}'] = row
+    self.save()
+
+  def save(self) -> None:
+    """Writes the file; it appears whole or stays what it was."""
+    output.write_json(self.path, self.data)
+
+
+def chosen(names: str, tiny: bool) -> list[Variant]:
+  """Returns the variants of the axes named, all if none is.
+
+  Raises:
+    ValueError: an unknown axis.
+  """
+  known = ablate_variants.axes(tiny)
+  wanted = names.split(',') if names else list(known)
+  for name in wanted:
+    if name not in known:
+      raise ValueError(f'--only={name}: known are {", ".join(known)}')
+  return [variant for name in wanted for variant in known[name]]
+
+
+def group_of(jobs, size: int):
+  """Yields lists of up to `size` jobs."""
+  for start in range(0, len(jobs), size):
+    yield jobs[start:start + size]
+
+
+def work(results: Results, jobs, seeds, args) -> None:
+  """Compiles some drafters side by side, trains them one by one, goes on.
+
+  Nothing is compiled while a drafter trains: time is what is compared.
+  """
+  for number, group in enumerate(group_of(jobs, args.group)):
+    if number:
+      jax.clear_caches()  # each drafter is a program of its own
+    made = {}
+    with ThreadPoolExecutor(args.threads) as pool:
+      for key, make in group:
+        made[key] = pool.submit(prepared, make, seeds[0])
+    for key, job in made.items():
+      for seed in seeds:
+        if results.done(key, seed):
+          continue
+        try:
+          row = job.result().train(seed, args.seconds)
+        except Exception as error:  # one drafter must not cost the others
+          row = {'failed': repr(error)[:500], 'seed': seed}
+        results.add(key, seed, row)
+        print(f'{key} seed {seed}: ' + (
+            f'tau {row["tau"]:.3f}, {row["step"]} steps in '
+            f'{row["seconds"]:.1f} s' if 'tau' in row else row['failed']),
+            flush=True)
+
+
+def prepared(make, seed: int) -> Job:
+  """Returns a job whose programs are compiled."""
+  job = make()
+  job.warm(seed)
+  return job
+
+
+def parse(arguments=None) -> argparse.Namespace:
+  """Returns the options."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--out', required=True)
+  parser.add_argument('--target', default='smollm2-135m-instruct')
+  parser.add_argument('--rollouts', default='')
+  parser.add_argument('--only', default='', help='axes, by commas')
+  parser.add_argument('--seconds', type=float, help='of training each')
+  parser.add_argument('--seeds', default='0')
+  parser.add_argument('--length', type=int, default=512)
+  parser.add_argument('--batch_size', type=int, default=32)
+  parser.add_argument('--num_prompts', type=int, default=64)
+  parser.add_argument('--new_tokens', type=int, default=128)
+  parser.add_argument('--learning_rate', type=float, default=1e-3)
+  parser.add_argument('--threads', type=int, default=12)
+  parser.add_argument('--group', type=int, default=12)
+  args = parser.parse_args(arguments)
+  if args.seconds is None:
+    args.seconds = _TINY_SECONDS if args.target == 'tiny' else _SECONDS
+  return args
+
+
+def main(arguments=None) -> int:
+  """Runs the program; returns the exit code."""
+  args = parse(arguments)
+  tiny = args.target == 'tiny'
+  base = {} if tiny else {
+      'target': args.target, 'data.rollouts': args.rollouts or None,
+      'data.length': args.length, 'batch_size': args.batch_size,
+      'eval.num_prompts': args.num_prompts,
+      'eval.new_tokens': args.new_tokens,
+      'optimizer.learning_rate': args.learning_rate}
+  variants = chosen(args.only, tiny)
+  seeds = [int(s) for s in args.seeds.split(',')]
+  own = {kind: ablate_variants.config(Variant('', '', kind), base, tiny)
+         for kind in {v.kind for v in variants}}
+  setting = {**base, 'target': args.target, 'seconds': args.seconds}
+  results = Results(output.prepare(args.out) / 'ablations.json', setting)
+  keys = [ablate_variants.trimmed(v, own[v.kind]) for v in variants]
+  for variant, key in zip(variants, keys, strict=True):
+    results.data['axes'].setdefault(variant.axis, {})[variant.label] = key
+  results.save()
+  cli.start(False)
+  first = ablate_variants.config(Variant('', ''), base, tiny)
+  target = cli.load_target(first, None, True)
+  text = text_lib.read(first, target, 0)
+
+  def maker(variant: Variant):
+    return lambda: Job(
+        variant, ablate_variants.config(variant, base, tiny), target, text)
+
+  def missing():
+    return [(key, maker(v)) for v, key in zip(variants, keys, strict=True)
+            if not all(results.done(key, seed) for seed in seeds)]
+
+  work(results, list(dict(missing()).items()), seeds, args)
+  return 1 if missing() else 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

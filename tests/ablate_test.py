@@ -1,0 +1,95 @@
+"""The ablations of drafters: their variants, and a dry run."""
+
+from __future__ import annotations
+
+import json
+
+from matplotlib import image
+import numpy as np
+import pytest
+
+from sample import ablate_drafter, ablate_plots, ablate_variants
+from sample.ablate_variants import Variant
+from specjax.data.packing import Packed
+from specjax.distill import kinds
+from specjax.host import tiny
+
+AXES = ablate_variants.axes()
+
+
+@pytest.mark.parametrize('axis', AXES)
+def test_every_variant_is_a_task(axis):
+  """Its values are known, and are those of the task that is trained."""
+  target = tiny.config(
+      49152, num_layers=30, embed_dim=576, num_heads=9, num_kv_heads=3,
+      head_dim=64)
+  labels = [v.label for v in AXES[axis]]
+  assert len({*labels}) == len(labels) > 1
+  made = []
+  for variant in AXES[axis]:
+    config = ablate_variants.config(variant, {}, False)
+    made.append((kinds.build(
+        config.kind, target, config.draft_vocab_size, **{
+            name: config[name].to_dict()
+            for name in ('model', 'task', 'loss')}), config.data.share))
+  assert len({*made}) == len(made)  # they differ
+
+
+def test_a_drafter_on_several_axes_is_one():
+  config = ablate_variants.config(Variant('', ''), {}, False)
+  keys = {axis: [ablate_variants.trimmed(v, config) for v in AXES[axis]
+                 if v.kind == 'dspark'] for axis in AXES}
+  own = Variant('', '').key
+  assert {axis for axis in keys if own in keys[axis]} == {*AXES} - {'ttt'}
+  assert len({*keys['slots']}) == len(AXES['slots'])
+
+
+def test_unknown_values_and_axes_are_refused():
+  config = ablate_variants.config(Variant('', '', 'eagle3'), {}, False)
+  with pytest.raises(ValueError, match='task.num_anchors'):
+    ablate_variants.put(config, 'task.num_anchors', 3)
+  with pytest.raises(ValueError, match='--only=depth: known are loss'):
+    ablate_drafter.chosen('loss,depth', False)
+
+
+def test_smaller_shares_are_in_larger_ones():
+  rows = np.arange(40)[:, None]
+  packed = Packed(rows, rows, rows, rows)
+  parts = [{*ablate_drafter.subset(packed, share, 0).tokens[:, 0].tolist()}
+           for share in (0.001, 0.1, 0.5, 1.0)]
+  assert [len(p) for p in parts] == [1, 4, 20, 40]
+  assert all(a < b for a, b in zip(parts, parts[1:], strict=False))
+
+
+def test_a_dry_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
+  arguments = ['--target', 'tiny', '--only', 'layers', '--threads', '2',
+               '--seconds', '0.05', '--out', str(tmp_path)]
+  real, trained = ablate_drafter.Job.train, []
+
+  def train(job, seed, seconds):
+    trained.append(job.variant.label)
+    if trained == ['1', '2']:
+      raise MemoryError('for once')
+    return real(job, seed, seconds)
+
+  monkeypatch.setattr(ablate_drafter.Job, 'train', train)
+  assert ablate_drafter.main(arguments) == 1
+  path = tmp_path / 'ablations.json'
+  first = json.loads(path.read_text())['runs']
+  assert ['for once' in str(r.get('failed')) for r in first.values()] == [
+      False, True]
+  assert ablate_drafter.main(arguments) == 0
+  assert trained == ['1', '2', '2']  # what was trained is kept
+  data = json.loads(path.read_text())
+  for row, layers in zip(data['runs'].values(), (1, 2), strict=True):
+    assert row['changes'] == {'model.num_layers': layers}
+    assert 1 <= row['tau'] <= 4 and len(row['conditional']) == 3
+    assert row['step'] >= 1 and row['tokens'] > 0
+  sizes = [r['parameters'] for r in data['runs'].values()]
+  assert sizes[0] < sizes[1]
+  ablate_plots.main(['--results', str(path)])
+  pixels = image.imread(tmp_path / 'ablation_layers.png')
+  assert (pixels[..., :3].max(-1) - pixels[..., :3].min(-1)).max() > 0.3
+  assert '| 2 | ' in (tmp_path / 'ablations.md').read_text()
+  with pytest.raises(ValueError, match='of another setting'):
+    ablate_drafter.main([*arguments[:-4], '--seconds', '9', *arguments[-2:]])

@@ -1,0 +1,157 @@
+"""The scripts about trained drafters, on a random model."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+from matplotlib import image
+import numpy as np
+import pytest
+
+from benchmarks import batch_curve, qwen, support, vocab_trim
+from specjax.core.control import _Track
+from specjax.distill import measure
+from specjax.host import drafter as drafter_lib
+from specjax.host import tiny
+from specjax.models.attention import Block
+
+QUICK = ['--target', 'tiny', '--drafter', 'tiny', '--threads', '2']
+
+
+def test_one_length_serves_all_rows():
+  """It brings most tokens of all rows for the time that a round takes."""
+  rule = batch_curve.Shared(costs=((2, 1.5), (4, 2.0)), probe_every=8)
+  context = measure.context([[1]] * 3, 4)
+
+  def limit(acceptance, done=(False, False, False), idle=0):
+    state = _Track(jnp.asarray(acceptance), jnp.ones(3),
+                   jnp.full((3,), idle))
+    return np.asarray(rule.limit(
+        state, context.replace(done=jnp.asarray(done)), 4)).tolist()
+
+  # Tokens a round 3 and 5 (all accepted), 1 and 1 (none).
+  assert limit([1.0, 1.0, 1.0]) == [4, 4, 4]
+  assert limit([0.0, 0.0, 0.0]) == [0, 0, 0]
+  # One good row of three: (5 + 1 + 1) / 2 and (3 + 1 + 1) / 1.5 a unit of
+  # time, against 3 of plain decoding.
+  assert limit([1.0, 0.0, 0.0]) == [4, 4, 4]
+  dear = batch_curve.Shared(costs=((2, 2.0), (4, 3.0)))
+  rule, cheap = dear, rule
+  assert limit([1.0, 0.0, 0.0]) == [0, 0, 0]
+  assert limit([1.0, 0.0, 0.0], (False, True, True)) == [4, 4, 4]
+  rule = cheap
+  assert limit([0.0, 0.0, 0.0], idle=7) != [0, 0, 0]  # a probe
+
+
+def test_costs_are_a_line_through_the_widths():
+  rule = batch_curve.fitted({2: 1.4, 4: 1.8})
+  assert rule.draft_cost == pytest.approx(0.2)
+  assert rule.verify_cost == pytest.approx(1.0)
+  assert batch_curve.fitted({4: 1.8}).verify_cost == pytest.approx(1.8)
+
+
+def test_batch_curve(tmp_path, monkeypatch):
+  out = tmp_path / 'curve.json'
+  arguments = [
+      *QUICK, '--out', str(out), '--batches', '2', '--widths', '',
+      '--groups', '1', '--repeats', '2', '--new_tokens', '16',
+      '--max_prompt', '500']
+  batch_curve.main(arguments)
+  row = json.loads(out.read_text())['sections']['2']
+  assert set(row['round_ms']) == {'plain', '0', '3'}
+  assert set(row['runs']) == {'plain', 'drafter', 'tracking', 'shared'}
+  for name, run in row['runs'].items():
+    assert run['speedup_by_run']['n'] == 2
+    assert (run['tau'] == 1) if name == 'plain' else (run['tau'] >= 1)
+  assert row['runs']['plain']['speedup'] == 1
+  pixels = image.imread(tmp_path / 'batch_curve.png')
+  assert (pixels[..., :3].max(-1) - pixels[..., :3].min(-1)).max() > 0.3
+  # A batch size that is there is not measured again.
+  monkeypatch.setattr(batch_curve.Bench, 'first', pytest.fail)
+  batch_curve.main(arguments)
+  assert json.loads(out.read_text())['sections']['2'] == row
+
+
+def test_another_vocabulary_keeps_the_scores_of_its_tokens(tmp_path):
+  """Fewer tokens or more: those that it knew score as before."""
+  model = tiny.model()
+  loaded = support.drafter(model, 'tiny')
+  net = jax.tree.map(
+      lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape),
+      loaded.params['net'])
+  ids = np.asarray(loaded.params['ids'])
+  folder = drafter_lib.save_drafter(
+      tmp_path / 'drafter', loaded.source.model, net, ids, model,
+      kind='dspark', num_draft=3, form='float32')
+  loaded = support.drafter(model, str(folder))
+  hidden = jax.random.normal(jax.random.key(0), (1, 2, 32))
+  before = jnp.asarray([[40, 70]])
+
+  def scores(one):
+    net = one.source.model
+    own = net.logits(one.params, hidden) + net.bias(
+        one.params, hidden, net.previous(one.params, model.params, before))
+    return np.asarray(net.spread(one.params, own))
+
+  want = scores(loaded)
+  for new in (ids[8:38], np.arange(257)):
+    got = scores(vocab_trim.resized(model, str(folder), loaded, new))
+    both = np.intersect1d(ids, new)
+    known = before if 70 in new else before[:, :1]
+    np.testing.assert_allclose(
+        got[:, :known.shape[1], both], want[:, :known.shape[1], both],
+        rtol=1e-5, atol=1e-5)
+    assert (np.isfinite(got[0, 0]).nonzero()[0] == new).all()
+
+
+def test_vocab_trim(tmp_path):
+  out = tmp_path / 'trim.json'
+  vocab_trim.main([
+      *QUICK, '--out', str(out), '--sizes', 'full', '--num_questions', '2',
+      '--new_tokens', '6', '--slots', '900'])
+  found = json.loads(out.read_text())['sections']
+  own, full = found['own'], found['full']
+  assert own['draft_vocab_size'] == 64 and full['coverage'] == 1
+  assert own['coverage'] <= 1 and own['passes'] == 1 and own['depth'] == 3
+  # The head has 193 rows of 32 fewer, the Markov head 4 numbers a token.
+  assert full['parameters_read'] - own['parameters_read'] == 193 * 36
+  for row in found.values():
+    assert row['memory_bound_speedup'] == pytest.approx(
+        row['tau'] / (row['c'] + 1))
+  assert own['memory_bound_speedup_over_full'] == pytest.approx(
+      own['memory_bound_speedup'] / full['memory_bound_speedup'])
+
+
+def test_qwen_beside_transformers(tmp_path):
+  pytest.importorskip('transformers')
+  out = tmp_path / 'qwen.json'
+  qwen.main([
+      *QUICK, '--small', 'tiny', '--out', str(out), '--num_questions', '2',
+      '--new_tokens', '6', '--slots', '900', '--only', '0.5B, chain of 3'])
+  found = json.loads(out.read_text())['sections']
+  assert set(found['specjax']) == {'plain', '0.5B, chain of 3'}
+  # The drafter is the target: everything is accepted.
+  assert found['specjax']['0.5B, chain of 3']['tau'] > 2
+  theirs = found['transformers']
+  assert theirs['plain']['questions'] == 2
+  assert theirs['assisted']['same_text_as_plain'] == 2
+  assert all(row['ms_a_token'] > 0 for row in theirs.values())
+
+
+@pytest.mark.parametrize('bias', [False, True])
+def test_transformers_gets_the_same_network(bias):
+  torch = pytest.importorskip('torch')
+  pytest.importorskip('transformers')
+  model = tiny.model(qkv_bias=bias)
+  tokens = np.random.default_rng(0).integers(0, 257, (1, 9))
+  logits, _ = model.lm.forward(
+      model.params, model.lm.empty(1, 16)['cache'], jnp.asarray(tokens),
+      Block(base=jnp.zeros((1,), jnp.int32), position=jnp.arange(9)[None])
+  )[:2]
+  with torch.inference_mode():
+    theirs = qwen.to_torch(model)(
+        torch.tensor(tokens).to(qwen._device())).logits
+  np.testing.assert_allclose(
+      logits, theirs.float().cpu().numpy(), rtol=1e-4, atol=1e-5)
