@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specjax.certificates import sampled, toys
+from specjax.certificates import sampled
 from specjax.certificates import setting as setting_lib
 from specjax.certificates.report import Row
 from specjax.certificates.sampled import BATCH, Program
@@ -89,8 +89,8 @@ class Layouts:
     """Compares with the same rows in one batch."""
     del batches
     program = Program(
-        self.setting, toys.ToyLM(self.setting.vocab_size), self.drafter,
-        (self.rule,), self.setting.models())
+        self.setting, self.setting.target, self.drafter, (self.rule,),
+        self.setting.models())
     for name, slots in zip(self.names, self.slots, strict=True):
       if name not in names:
         continue

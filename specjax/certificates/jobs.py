@@ -18,7 +18,6 @@ from specjax.certificates import (
   faulty_rules,
   problems,
   sampled,
-  toys,
 )
 from specjax.certificates.report import TOLERANCE, Row
 from specjax.certificates.sampled import Program
@@ -105,8 +104,8 @@ class Sampled:
         if any(n == f'{self.title} / {label(rule)}' or n.startswith(
             f'{self.title} / {label(rule)} / ') for n in names))
     program = Program(
-        self.setting, toys.ToyLM(self.setting.vocab_size), self.drafter,
-        wanted, self.setting.models(self.drafter_params, self.params))
+        self.setting, self.setting.target, self.drafter, wanted,
+        self.setting.models(self.drafter_params, self.params))
     for i, rule in enumerate(wanted):
       name = f'{self.title} / {label(rule)}'
       laws = Laws(self.setting, greedy=rule.name == 'greedy')

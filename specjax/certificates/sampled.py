@@ -42,6 +42,8 @@ MORE = 4
 _MISS = 0.005
 # Standard errors that acceptance may be off.
 _ERRORS = 4.0
+# Notes of rows whose texts may have the right law all the same.
+ACCEPTANCE_OFF, ROUNDS_OFF = 'acceptance off', 'rounds off'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +85,7 @@ class Tally:
     first: f64[kinds,3], sums over rows of: tokens kept of the first draft, its
       square, and whether any was.
     excess: f64[2], sum and sum of squares over texts.
+    taken: f64[kinds,2], sums of rounds and of their squares over texts.
     tokens, rounds: made altogether.
   """
 
@@ -91,6 +94,7 @@ class Tally:
   same: np.ndarray
   first: np.ndarray
   excess: np.ndarray
+  taken: np.ndarray
   tokens: int = 0
   rounds: int = 0
 
@@ -101,7 +105,7 @@ class Tally:
     return cls(
         np.zeros((NUM_KINDS, (v + 1)**setting.length)),
         np.zeros((pairs, v, v)), np.zeros((NUM_KINDS, v, v)),
-        np.zeros((NUM_KINDS, 3)), np.zeros(2))
+        np.zeros((NUM_KINDS, 3)), np.zeros(2), np.zeros((NUM_KINDS, 2)))
 
   @property
   def count(self) -> int:
@@ -125,12 +129,15 @@ class Tally:
     inside = (column >= start) & (
         column < np.asarray(context.length)[:, None])
     kept = ((by == 0) & inside).sum(axis=1) - 1
+    rounds = np.asarray(context.rounds, float)
     for kind in range(NUM_KINDS):
       rows = slice(kind, None, NUM_KINDS)
       self.texts[kind] += np.bincount(
           index[rows], minlength=self.texts.shape[1])
       few = kept[rows].astype(float)
       self.first[kind] += few.sum(), (few**2).sum(), (few > 0).sum()
+      taken = rounds[rows]
+      self.taken[kind] += taken.sum(), (taken**2).sum()
     # A row is in one pair only, so that the pairs are independent.
     one, two = np.split(made[:, 0].reshape(-1, 4, NUM_KINDS), 2, axis=1)
     for kind in range(NUM_KINDS):
@@ -141,7 +148,7 @@ class Tally:
     excess = np.asarray(state.metrics.excess, np.float64)
     self.excess += excess.sum(), (excess**2).sum()
     self.tokens += int((np.asarray(context.length) - start[:, 0]).sum())
-    self.rounds += int(np.asarray(context.rounds).sum())
+    self.rounds += int(rounds.sum())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +218,8 @@ def row_seed(name: str, seed: int, attempt: int) -> int:
 def certify(
     program: Program, rule: int, name: str, *, seed: int, batches: int,
     expected: np.ndarray | None = None, bound: np.ndarray | None = None,
-    fault: int = 0, lossy: bool | None = None,
+    rounds: np.ndarray | None = None, fault: int = 0,
+    lossy: bool | None = None,
 ) -> Row:
   """Returns the row of one rule of a program.
 
@@ -220,6 +228,7 @@ def certify(
     name: of the row. seed: of the certificate. batches: of `BATCH` texts.
     expected: f64[kinds], drafts that the first round keeps, or None.
     bound: f64[kinds], chance that it keeps any is at most this, or None.
+    rounds: f64[kinds], that a text takes, or None; NaN is not known.
     fault: what is planted (`faults.Planted`).
     lossy: held against what the rule reports; None: if it says so itself.
   """
@@ -232,6 +241,8 @@ def certify(
         rule, row_seed(name, seed, attempt), batches * MORE**attempt, fault)
     row = _judge(name, lossy, laws, tally, size)
     _judge_acceptance(row, tally, expected, None if lossy else bound)
+    if rounds is not None:
+      _judge_rounds(row, tally, rounds)
     if row.passed:
       break
   row.attempts = attempt + 1
@@ -286,10 +297,21 @@ def _judge_acceptance(
     row.expected = float(np.mean(expected))
     if (np.abs(mean - expected) > slack).any():
       row.passed = False
-      row.note = (row.note + '; acceptance off').lstrip('; ')
+      row.note = (row.note + f'; {ACCEPTANCE_OFF}').lstrip('; ')
   if bound is not None:
     some = tally.first[:, 2] / count
     slack = _ERRORS * np.sqrt(some * (1 - some) / count) + _ERRORS**2 / count
     if (some > bound + slack).any():
       row.passed = False
       row.note = (row.note + '; accepts more than any rule can').lstrip('; ')
+
+
+def _judge_rounds(row: Row, tally: Tally, expected: np.ndarray) -> None:
+  """Compares how many rounds texts took with how many they should take."""
+  count = tally.count / NUM_KINDS
+  mean = tally.taken[:, 0] / count
+  variance = np.maximum(tally.taken[:, 1] / count - mean**2, 0.0)
+  slack = _ERRORS * np.sqrt(variance / count) + _ERRORS**2 / count
+  if (np.abs(mean - expected) > slack).any():
+    row.passed = False
+    row.note = (row.note + f'; {ROUNDS_OFF}').lstrip('; ')

@@ -1,9 +1,9 @@
 """What is decoded when a certificate is sampled: models, rows, exact laws.
 
-Two toy models of V tokens, and rows of four kinds side by side in each batch:
-ragged prompts, own temperatures, filters, penalties, end tokens and limits;
-one kind is greedy. Texts are short, so that the law of a whole text is a
-table.
+Two models of V tokens (toys, unless a subclass of `Setting` brings others),
+and rows of four kinds side by side in each batch: ragged prompts, own
+temperatures, filters, penalties, end tokens and limits; one kind is greedy.
+Texts are short, so that the law of a whole text is a table.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ class Kind(NamedTuple):
 class Setting:
   """Models and rows.
 
+  A subclass with other models overrides `target`, `models` and `logits`.
+
   Attributes:
     vocab_size: V >= 3.
     all_greedy: every row is greedy, told to the compiler (no temperature).
@@ -90,6 +92,26 @@ class Setting:
              self.vocab_size - 1 if i == 2 else -1,
              {n: _COLUMNS[n][i] for n in self.names})
         for i, prompt in enumerate(_PROMPTS))
+
+  @property
+  def target(self) -> Any:
+    """The target that is decoded, a `core.types.Target`."""
+    return toys.ToyLM(self.vocab_size)
+
+  def logits(
+      self, who: str, kind: int, made: tuple[int, ...], begun: int
+  ) -> np.ndarray:
+    """Returns raw logits f[V] of the next token of a kind's text.
+
+    Args:
+      who: 'target' or 'drafter'. kind: of row. made: tokens behind the
+        prompt.
+      begun: of the drafter: how many of them were there when its round
+        began; the others are its drafts. The toy does not care.
+    """
+    del begun
+    text = (0, *self.kinds[kind].prompt, *made)
+    return self.tables[who][text[-2], text[-1]]
 
   @functools.cached_property
   def tables(self) -> dict[str, np.ndarray]:
@@ -136,6 +158,8 @@ class Setting:
 class Laws:
   """Exact laws f64[V] of the next token, given a kind and what it has made.
 
+  `of(who, kind, made, begun=0)`; see `Setting.logits`.
+
   Attributes:
     setting: whose. greedy: the target's rows are taken as greedy (what rule
       'greedy' promises).
@@ -146,22 +170,23 @@ class Laws:
     self._more = {'temperature': 0.0} if greedy else {}
     self.of = functools.cache(self._of)
 
-  def _of(self, who: str, kind: int, made: tuple[int, ...]) -> np.ndarray:
+  def _of(
+      self, who: str, kind: int, made: tuple[int, ...], begun: int = 0
+  ) -> np.ndarray:
     """Returns the law of 'target' or 'drafter', or 'rank': see below.
 
     'rank' is the drafter's law before temperature and filters, which orders
     tokens for deterministic drafters.
     """
     it = self.setting.kinds[kind]
-    table = self.setting.tables['target' if who == 'target' else 'drafter']
-    text = (0, *it.prompt, *made)
+    logits = self.setting.logits(
+        'target' if who == 'target' else 'drafter', kind, made, begun)
     options: dict[str, Any] = dict(it.options)
     if who == 'rank':
       options |= {'temperature': 1.0, 'top_k': 0, 'top_p': 1.0, 'min_p': 0.0}
     elif who == 'target':
       options |= self._more
-    return reference.law(
-        table[text[-2], text[-1]], it.prompt, made, **options)
+    return reference.law(logits, it.prompt, made, **options)
 
   def texts(self, kind: int) -> np.ndarray:
     """Returns the law of whole texts, f64[(V+1)^L].
