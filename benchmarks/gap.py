@@ -1,7 +1,7 @@
 """Training's acceptance and decoding's, of a saved drafter on real text.
 
   python -m benchmarks.gap --target smollm2-135m-instruct \
-      --drafter checkpoints/smollm2_135m_dspark \
+      --drafter checkpoints/smollm2-135m-instruct-dspark \
       --questions spec_bench_dev.jsonl --num_questions 8 --new_tokens 64 \
       --out docs/results/gap.json
 
