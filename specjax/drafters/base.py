@@ -75,29 +75,3 @@ def point_draft(topology: tree.Topology, tokens, valid, **kwargs) -> Draft:
   return Draft(
       topology=topology, tokens=tokens, valid=valid,
       mode=jnp.full((topology.num_nodes,), POINT, jnp.int32), **kwargs)
-
-
-@dataclasses.dataclass(frozen=True)
-class Idle(Drafter):
-  """Drafts nothing, and keeps a source up to date with the text."""
-
-  source: Any = None
-
-  @property
-  def topology(self) -> tree.Topology:
-    return tree.chain(0)
-
-  @property
-  def taps(self) -> tuple[str, ...]:
-    return self.source.taps
-
-  def propose(self, params, state) -> tuple[Draft, SpecState]:
-    del params
-    batch = state.context.length.shape[0]
-    return point_draft(
-        self.topology, jnp.zeros((batch, 0), jnp.int32),
-        jnp.zeros((batch, 0), bool)), state
-
-  def sync(self, params, state, draft, scores, verdict) -> SpecState:
-    return state.replace(drafter=self.source.sync(
-        params, state, draft, scores, verdict, own=False))

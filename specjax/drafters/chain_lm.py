@@ -18,7 +18,7 @@ Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class ChainLM(base.ChainDrafter):
+class ChainLM(source_lib.Sourced, base.ChainDrafter):
   """Draws K tokens from a source: a small LM, or a head on the target.
 
   Drafts come with their law (`IID`), or as points when every row is greedy.
@@ -65,29 +65,9 @@ class ChainLM(base.ChainDrafter):
       if not 0 <= value <= 1:
         raise ValueError(f'{name}={value}: must be in [0, 1]')
 
-  @property
-  def source(self) -> source_lib.Source:
-    """Where the tokens come from."""
-    return source_lib.of(self.model)
-
-  @property
-  def taps(self) -> tuple[str, ...]:
-    return self.source.taps
-
   def resyncing(self) -> ChainLM:
     """Returns this drafter, fit to be switched off for some rounds."""
     return dataclasses.replace(self, resync=True)
-
-  def idle(self) -> Any:
-    """Returns what takes this drafter's place while it is off."""
-    return base.Idle(self.source) if self.source.follows else None
-
-  def empty(self, batch: int, capacity: int) -> Any:
-    return self.source.empty(batch, capacity)
-
-  def init(self, params, state, position, fed, taps) -> SpecState:
-    return state.replace(
-        drafter=self.source.init(params, state, position, fed, taps))
 
   def propose(
       self, params: Models, state: SpecState

@@ -18,7 +18,7 @@ Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class GrownLM(base.Drafter):
+class GrownLM(source_lib.Sourced, base.Drafter):
   """Expands the likeliest nodes, then keeps the best of all candidates.
 
   A path's probability under the drafter stands in for its chance of being
@@ -76,27 +76,8 @@ class GrownLM(base.Drafter):
         max_children=min(self.tree_top_k, self.num_speculative_tokens),
         is_chain=False, parents=None)
 
-  @property
-  def source(self) -> source_lib.Source:
-    """Where the tokens come from."""
-    return source_lib.of(self.model)
-
-  @property
-  def taps(self) -> tuple[str, ...]:
-    return self.source.taps
-
   def empty(self, batch: int, capacity: int) -> Any:
-    return self.source.empty(batch, capacity + self.num_scratch)
-
-  def init(self, params, state, position, fed, taps) -> SpecState:
-    """Takes in a chunk of the prompt."""
-    return state.replace(
-        drafter=self.source.init(params, state, position, fed, taps))
-
-  def sync(self, params, state, draft, scores, verdict) -> SpecState:
-    """Hands the verdict on."""
-    return state.replace(drafter=self.source.sync(
-        params, state, draft, scores, verdict, own=False))
+    return super().empty(batch, capacity + self.num_scratch)
 
   def propose(
       self, params: Models, state: SpecState

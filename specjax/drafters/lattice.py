@@ -22,6 +22,7 @@ from specjax.core import tree as tree_lib
 from specjax.core.tree import Topology
 from specjax.core.types import IID, POINT, Draft, Models, SpecState
 from specjax.drafters import base
+from specjax.drafters import source as source_lib
 from specjax.drafters.grown_lm import Pool, best_of
 
 Array = jax.Array
@@ -46,7 +47,7 @@ class Table(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class _LatticeDrafter(base.Drafter):
+class _LatticeDrafter(source_lib.Sourced, base.Drafter):
   """What both shapes share: the source and its candidates.
 
   Attributes:
@@ -71,21 +72,6 @@ class _LatticeDrafter(base.Drafter):
   def topology(self) -> Topology:
     """A chain of all the source's slots."""
     return tree_lib.chain(self.source.num_slots)
-
-  @property
-  def taps(self) -> tuple[str, ...]:
-    return self.source.taps
-
-  def empty(self, batch: int, capacity: int) -> Any:
-    return self.source.empty(batch, capacity)
-
-  def init(self, params, state, position, fed, taps) -> SpecState:
-    return state.replace(
-        drafter=self.source.init(params, state, position, fed, taps))
-
-  def sync(self, params, state, draft, scores, verdict) -> SpecState:
-    return state.replace(drafter=self.source.sync(
-        params, state, draft, scores, verdict, own=False))
 
   def _table(self, params: Models, state: SpecState) -> tuple[Table, Any]:
     return self.source.lattice(
@@ -117,10 +103,6 @@ class Lattice(_LatticeDrafter):
   def narrow(self, num_draft: int) -> Lattice:
     """Returns this drafter with a chain of `num_draft` over its state."""
     return dataclasses.replace(self, tree=tree_lib.chain(num_draft))
-
-  def idle(self) -> Any:
-    """Returns what takes this drafter's place while it is off."""
-    return base.Idle(self.source)
 
   def propose(
       self, params: Models, state: SpecState

@@ -24,7 +24,7 @@ from specjax.core.types import (
   SpecState,
   Verdict,
 )
-from specjax.drafters import cached
+from specjax.drafters import base, cached
 
 Array = jax.Array
 
@@ -124,6 +124,58 @@ class Source(Protocol):
     `own` says that the draft is a chain of this source's tokens.
     """
     ...
+
+
+class Sourced:
+  """What all shapes over a source share; a mixin."""
+
+  model: Any  # a source, or a language model
+
+  @property
+  def source(self) -> Any:
+    """Where the tokens come from."""
+    return of(self.model)
+
+  @property
+  def taps(self) -> tuple[str, ...]:
+    """What the source reads."""
+    return self.source.taps
+
+  def empty(self, batch: int, capacity: int) -> Any:
+    """Returns the source's memory."""
+    return self.source.empty(batch, capacity)
+
+  def init(self, params, state, position, fed, taps) -> SpecState:
+    """Takes in a chunk of the prompt."""
+    return state.replace(
+        drafter=self.source.init(params, state, position, fed, taps))
+
+  def sync(self, params, state, draft, scores, verdict) -> SpecState:
+    """Hands the verdict on."""
+    return state.replace(drafter=self.source.sync(
+        params, state, draft, scores, verdict, own=False))
+
+  def idle(self) -> Any:
+    """Returns what takes this drafter's place while it is off, or None."""
+    return Idle(self.source) if self.source.follows else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Idle(Sourced, base.Drafter):
+  """Drafts nothing, and keeps a source up to date with the text."""
+
+  source: Any = None
+
+  @property
+  def topology(self) -> tree.Topology:
+    return tree.chain(0)
+
+  def propose(self, params, state) -> tuple[Draft, SpecState]:
+    del params
+    batch = state.context.length.shape[0]
+    return base.point_draft(
+        self.topology, jnp.zeros((batch, 0), jnp.int32),
+        jnp.zeros((batch, 0), bool)), state
 
 
 def of(model: Any) -> Source:

@@ -32,7 +32,7 @@ _MODES = {'iid': IID, 'without_replacement': WITHOUT_REPLACEMENT,
 
 
 @dataclasses.dataclass(frozen=True)
-class TreeLM(base.Drafter):
+class TreeLM(source_lib.Sourced, base.Drafter):
   """Drafts the children of a node together, level by level.
 
   The source is asked once a level. When every row is greedy all
@@ -83,23 +83,6 @@ class TreeLM(base.Drafter):
     """Committed tokens that its cache may lack: a whole accepted path."""
     return self.topology.max_depth + 1
 
-  @property
-  def source(self) -> source_lib.Source:
-    """Where the tokens come from."""
-    return source_lib.of(self.model)
-
-  @property
-  def taps(self) -> tuple[str, ...]:
-    return self.source.taps
-
-  def empty(self, batch: int, capacity: int) -> Any:
-    return self.source.empty(batch, capacity)
-
-  def init(self, params, state, position, fed, taps) -> SpecState:
-    """Takes in a chunk of the prompt."""
-    return state.replace(
-        drafter=self.source.init(params, state, position, fed, taps))
-
   def propose(
       self, params: Models, state: SpecState
   ) -> tuple[Draft, SpecState]:
@@ -108,11 +91,6 @@ class TreeLM(base.Drafter):
         params, state, behind=self.catch_up, refill=False)
     draft, memory = _Growth(self, params, state.context).run(logits, memory)
     return draft, state.replace(drafter=memory)
-
-  def sync(self, params, state, draft, scores, verdict) -> SpecState:
-    """Hands the verdict on."""
-    return state.replace(drafter=self.source.sync(
-        params, state, draft, scores, verdict, own=False))
 
 
 class _Level(NamedTuple):
