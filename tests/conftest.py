@@ -1,5 +1,6 @@
 """Eight virtual CPU devices, fixed key semantics, the real-weights fixture."""
 
+import gc
 import os
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
@@ -14,6 +15,24 @@ import pytest  # noqa: E402
 
 _HERE = pathlib.Path(__file__).parent
 sys.path[:0] = [str(_HERE), str(_HERE.parent)]  # toys; configs, benchmarks
+
+
+@pytest.fixture(autouse=True)
+def _few_mappings():
+  """Drops compiled programs before the process runs out of mappings.
+
+  Each compiled program holds some; Linux allows 65,530 a process, and the
+  compiler crashes at the limit.
+  """
+  yield
+  try:
+    mappings = pathlib.Path('/proc/self/maps').read_bytes().count(b'\n')
+  except OSError:
+    return
+  if mappings > 20_000:
+    import jax
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope='session')
