@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import drafters, setup, support
+from benchmarks import setup, support
 from specjax.core import control, loop
 from specjax.core.round import Engine
 from specjax.core.types import Context, Models
@@ -257,7 +257,7 @@ def summary(rows, plain, batch: int) -> dict[str, Any]:
 
 def groups_of(model, batch: int, args):
   """Returns lists of `batch` prompts; few lists, each of mixed kinds."""
-  asked, _ = drafters.questions(
+  asked, _ = support.questions(
       model, args.questions, 10**6, [args.size], _ROOM * args.new_tokens)
   order = np.random.default_rng(0).permutation(len(asked))
   prompts = [asked[i].tokens for i in order]

@@ -26,12 +26,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks import setup
+from benchmarks import setup, support
 import specjax
 from specjax.core import loop
 from specjax.core.types import Models
 from specjax.drafters import Lookup, Null, Scripted
-from specjax.host import decoder, tiny
+from specjax.host import decoder
 
 
 def keep(width: int) -> float:
@@ -207,7 +207,7 @@ def main() -> int:
   failures = 0
   with ThreadPoolExecutor(args.threads) as pool:
     for dtype in args.dtypes.split(','):
-      model = load(args.target, dtype)
+      model = support.load(args.target, dtype)
       trials = [
           Trial(model, Case(dtype, batch, width, rule), args, pool)
           for rule, batch, width in itertools.product(
@@ -227,13 +227,6 @@ def main() -> int:
             'cases': rows}
         record.save()
   return int(failures > 0)
-
-
-def load(target: str, dtype: str) -> specjax.Model:
-  """Loads the target; 'tiny' is a random model to try the script out."""
-  if target == 'tiny':
-    return tiny.model(dtype=dtype)
-  return specjax.load(target, dtype=dtype, quiet=True)
 
 
 if __name__ == '__main__':

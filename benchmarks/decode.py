@@ -10,7 +10,6 @@ count. Figures are medians with minimum, maximum and number of repeats.
 from __future__ import annotations
 
 import argparse
-from concurrent.futures import ThreadPoolExecutor
 import dataclasses
 import json
 import time
@@ -20,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import setup
+from benchmarks import setup, support
 import specjax
 from specjax.core import loop
 from specjax.core.types import Models
@@ -112,13 +111,6 @@ class Padded:
     return seconds / self.where.steps
 
 
-def compile_all(runners) -> None:
-  """Compiles in parallel: on a GPU a decoder takes a core 10 to 20 s."""
-  with ThreadPoolExecutor(8) as pool:
-    for job in [pool.submit(r.compile) for r in runners]:
-      job.result()
-
-
 def paired(runners: dict[str, Any], repeats: int) -> dict[str, Any]:
   """Times runners in turn; medians in ms, ratios to the first, pair by pair.
   """
@@ -142,7 +134,7 @@ def section_loop(model, repeats: int, where: Where):
       'null_k0': Padded(model, 1, where, 0),
       'null_k7': Padded(model, 1, where, 7),
       'null_k15': Padded(model, 1, where, 15)}
-  compile_all(runners.values())
+  support.compile_all([r.compile for r in runners.values()], 8)
   return paired(runners, repeats)
 
 
@@ -152,7 +144,8 @@ def section_batch(model, repeats: int, where: Where, batches):
   runners = {batch: {'null_k0': Padded(model, batch, where, 0),
                      'null_k7': Padded(model, batch, where, 7)}
              for batch in batches}
-  compile_all([r for both in runners.values() for r in both.values()])
+  support.compile_all(
+      [r.compile for both in runners.values() for r in both.values()], 8)
   for batch in batches:
     one = paired(runners[batch], repeats)
     one['tokens_per_s'] = batch / one['ms']['null_k0']['median'] * 1e3
@@ -170,7 +163,7 @@ def section_shape7b(repeats: int, where: Where, layers: int = 32):
   model = random_model(config)
   runners = {'null_k0': Padded(model, 1, where, 0),
              'null_k15': Padded(model, 1, where, 15)}
-  compile_all(runners.values())
+  support.compile_all([r.compile for r in runners.values()], 8)
   out = paired(runners, repeats)
   # One row of the embedding is read, all the rest once a step.
   read = 2 * (config.num_params - config.vocab_size * config.embed_dim)

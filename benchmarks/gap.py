@@ -21,9 +21,8 @@ from typing import Any
 
 import jax
 
-import specjax
+from benchmarks import support
 from specjax.core.types import Models
-from specjax.data import questions as builtin_questions
 from specjax.distill import gap
 from specjax.distill.blocks import BlockTask
 from specjax.distill.eagle import EagleTask
@@ -51,27 +50,6 @@ def task_of(loaded: drafter_lib.Loaded) -> Any:
                    'target, so that training has nothing else to see')
 
 
-def prompts(model: Any, path: str, limit: int, most: int) -> list[list[int]]:
-  """Returns first turns in the target's template, spread over the file.
-
-  Those of more than `most` tokens are left out.
-  """
-  if path:
-    rows = [json.loads(line) for line in open(path) if line.strip()]
-    texts = [row['turns'][0] for row in rows]
-  else:
-    texts = [q.turns[0] for q in builtin_questions.QUESTIONS]
-  step = max(len(texts) / limit, 1)
-  out = []
-  for i in range(min(limit, len(texts))):
-    text = model.tokenizer.apply_chat_template(
-        [{'role': 'user', 'content': texts[int(i * step)]}])
-    tokens = model.tokenizer.encode(text, add_bos=False)
-    if len(tokens) <= most:
-      out.append(tokens)
-  return out
-
-
 def table(found: gap.Gap) -> str:
   """Returns one line a depth."""
   lines = ['depth  drafts  training  decoding  difference  2 errors  '
@@ -86,7 +64,8 @@ def table(found: gap.Gap) -> str:
   return '\n'.join(lines)
 
 
-def main() -> None:
+def main(arguments=None) -> None:
+  """Runs the program."""
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
   parser.add_argument('--target', required=True)
@@ -104,15 +83,15 @@ def main() -> None:
       'default:\nan approximation, which is to show; 0: token by token')
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--out', default='')
-  args = parser.parse_args()
-  model = specjax.load(args.target, dtype=args.dtype)
-  loaded = drafter_lib.load_drafter(args.drafter, model)
+  args = parser.parse_args(arguments)
+  model = support.load(args.target, args.dtype)
+  loaded = support.drafter(model, args.drafter)
   task = task_of(loaded)
   drafter = None
   if args.num_candidates:
     drafter = Lattice(loaded.source, args.num_candidates)
-  asked = prompts(model, args.questions, args.num_questions,
-                  args.most_tokens)
+  asked = [list(q.tokens) for q in support.questions(
+      model, args.questions, args.num_questions, [args.most_tokens], 0)[0]]
   record: dict[str, Any] = {
       **vars(args), 'device': jax.devices()[0].device_kind,
       'num_prompts': len(asked), 'kind': loaded.facts.get('kind')}
@@ -123,7 +102,7 @@ def main() -> None:
     found = gap.measure(
         task, model.lm, params, asked, new_tokens=args.new_tokens,
         temperature=temperature, eos=model.eos, drafter=drafter,
-        seed=args.seed)
+        seed=args.seed, chunk=min(128, model.lm.chunk))
     seconds = time.perf_counter() - begin
     print(f'temperature {temperature:g}: {found.rounds} rounds, '
           f'{found.tokens} tokens, {seconds:.0f} s; '

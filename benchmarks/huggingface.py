@@ -7,6 +7,8 @@ import signal
 import time
 from typing import Any
 
+import numpy as np
+
 from benchmarks import setup
 import specjax
 from specjax.models import weights
@@ -14,27 +16,38 @@ from specjax.models import weights
 NEW = 128
 
 
-def to_torch(model: specjax.Model, dtype) -> Any:
-  """Returns a transformers Llama with the weights of `model`."""
+def to_torch(model) -> Any:
+  """Returns a transformers model with the weights of `model`, on a device.
+
+  Of the Llama or the Qwen2 architecture: biases decide.
+  """
   import torch
-  from transformers import LlamaConfig, LlamaForCausalLM
+  import transformers
 
   c = model.lm.config
-  config = LlamaConfig(
+  name = 'Qwen2' if c.qkv_bias else 'Llama'
+  config = getattr(transformers, f'{name}Config')(
       vocab_size=c.vocab_size, hidden_size=c.embed_dim,
       intermediate_size=c.mlp_dim, num_hidden_layers=c.num_layers,
       num_attention_heads=c.num_heads, num_key_value_heads=c.num_kv_heads,
       head_dim=c.head_dim, rms_norm_eps=c.norm_eps,
-      tie_word_embeddings=c.tied, max_position_embeddings=8192,
+      tie_word_embeddings=c.tied, max_position_embeddings=32768,
       rope_parameters={'rope_type': 'default', 'rope_theta': c.rope_base},
-      bos_token_id=1, eos_token_id=2, pad_token_id=2)
-  out = LlamaForCausalLM(config)
-  tensors = {k: torch.from_numpy(v.astype('float32'))
+      bos_token_id=None, eos_token_id=list(model.eos) or None,
+      pad_token_id=0)
+  net = getattr(transformers, f'{name}ForCausalLM')(config)
+  tensors = {k: torch.from_numpy(np.array(v, np.float32))
              for k, v in weights.export_hf(c, model.params).items()}
-  missing, unexpected = out.load_state_dict(tensors, strict=False)
+  missing, unexpected = net.load_state_dict(tensors, strict=False)
   if unexpected or [m for m in missing if m != 'lm_head.weight']:
     raise ValueError(f'missing {missing}, unexpected {unexpected}')
-  return out.to(dtype).cuda().eval()
+  return net.to(getattr(torch, c.dtype)).to(device()).eval()
+
+
+def device() -> str:
+  """Returns the device that torch is to use."""
+  import torch
+  return 'cuda' if torch.cuda.is_available() else 'cpu'
 
 
 def _too_long(*unused):
@@ -51,7 +64,7 @@ def section(model: specjax.Model, questions: str, repeats: int, save,
 
   signal.signal(signal.SIGALRM, _too_long)
 
-  net = to_torch(model, torch.bfloat16)
+  net = to_torch(model)
   with open(questions, encoding='utf-8') as file:
     rows = [json.loads(line) for line in file]
   row = next(r for r in rows if r['category'] == 'summarization')

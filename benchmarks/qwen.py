@@ -21,11 +21,8 @@ import argparse
 import time
 from typing import Any
 
-import numpy as np
-
-from benchmarks import drafters, setup, support
+from benchmarks import huggingface, setup, support
 from specjax.host import methods
-from specjax.models import weights
 
 # Shapes of the trained drafter, and lengths of the independent one.
 _SHAPES: dict[str, dict[str, Any]] = {
@@ -61,64 +58,23 @@ def made(model, small, loaded, only: str) -> dict[str, tuple[Any, Any]]:
 
 def ours(model, kinds: dict[str, tuple[Any, Any]], asked, args, save):
   """Measures our drafters, question by question in turn."""
-  runners = [drafters.Runner(name, model, d, p, 0.0, args.new_tokens)
+  runners = [support.Runner(name, model, d, p, 0.0, args.new_tokens)
              for name, (d, p) in kinds.items()]
-  begin = time.perf_counter()
-  support.compile_all(
-      [lambda r=r, s=s: r.compile(s) for r in runners
-       for s in sorted({q.size for q in asked})], args.threads)
-  print(f'compiled in {time.perf_counter() - begin:.0f} s', flush=True)
-  for number, question in enumerate([asked[0], *asked]):
-    for runner in runners:
-      runner(question, number)
-    if not number:  # a warm-up
-      for runner in runners:
-        runner.rows.clear()
-        runner.histogram[:] = 0
-    elif number % 20 == 0:
+
+  def done(number: int) -> None:
+    if number % 20 == 0:
       save(report(runners) | {'unfinished': number})
+
+  support.take_turns(runners, asked, args.threads, done)
   return report(runners)
 
 
-def report(runners: list[drafters.Runner]) -> dict[str, Any]:
+def report(runners: list[support.Runner]) -> dict[str, Any]:
   """Returns the figures of all drafters so far."""
   return {r.name: {
-      **drafters.summary(r, runners[0]),
+      **support.summary(r, runners[0]),
       'ms_a_token': 1e3 * sum(x['seconds'] for x in r.rows) / sum(
           x['tokens'] for x in r.rows)} for r in runners}
-
-
-def to_torch(model) -> Any:
-  """Returns a transformers model with the weights of `model`, on a device.
-
-  Of the Llama or the Qwen2 architecture: biases decide.
-  """
-  import torch
-  import transformers
-
-  c = model.lm.config
-  name = 'Qwen2' if c.qkv_bias else 'Llama'
-  config = getattr(transformers, f'{name}Config')(
-      vocab_size=c.vocab_size, hidden_size=c.embed_dim,
-      intermediate_size=c.mlp_dim, num_hidden_layers=c.num_layers,
-      num_attention_heads=c.num_heads, num_key_value_heads=c.num_kv_heads,
-      head_dim=c.head_dim, rms_norm_eps=c.norm_eps,
-      tie_word_embeddings=c.tied, max_position_embeddings=32768,
-      rope_parameters={'rope_type': 'default', 'rope_theta': c.rope_base},
-      bos_token_id=None, eos_token_id=list(model.eos) or None,
-      pad_token_id=0)
-  net = getattr(transformers, f'{name}ForCausalLM')(config)
-  tensors = {k: torch.from_numpy(np.array(v, np.float32))
-             for k, v in weights.export_hf(c, model.params).items()}
-  missing, unexpected = net.load_state_dict(tensors, strict=False)
-  if unexpected or [m for m in missing if m != 'lm_head.weight']:
-    raise ValueError(f'missing {missing}, unexpected {unexpected}')
-  return net.to(getattr(torch, c.dtype)).to(_device()).eval()
-
-
-def _device() -> str:
-  import torch
-  return 'cuda' if torch.cuda.is_available() else 'cpu'
 
 
 def hugging_face(model, small, asked, plain, args) -> dict[str, Any]:
@@ -131,11 +87,12 @@ def hugging_face(model, small, asked, plain, args) -> dict[str, Any]:
   """
   import torch
 
-  net, assistant = to_torch(model), to_torch(small)
+  net, assistant = (huggingface.to_torch(m) for m in (model, small))
+  device = huggingface.device()
   options = dict(do_sample=False, use_cache=True)
 
   def timed(ids, **kwargs) -> tuple[float, list[int]]:
-    if _device() == 'cuda':
+    if device == 'cuda':
       torch.cuda.synchronize()
     begin = time.perf_counter()
     with torch.inference_mode():
@@ -148,7 +105,7 @@ def hugging_face(model, small, asked, plain, args) -> dict[str, Any]:
   modes: dict[str, dict[str, Any]] = {
       'plain': {}, 'assisted': {'assistant_model': assistant}}
   for number, question in enumerate([asked[0], *asked]):
-    ids = torch.tensor([list(question.tokens)], device=_device())
+    ids = torch.tensor([list(question.tokens)], device=device)
     for name, extra in modes.items():
       first, _ = timed(ids, max_new_tokens=1)
       seconds, tokens = timed(ids, max_new_tokens=args.new_tokens, **extra)
@@ -178,18 +135,12 @@ def _figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def parse(arguments=None) -> argparse.Namespace:
   """Returns the options."""
-  parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument('--out', required=True)
-  parser.add_argument('--target', default='qwen2.5-coder-1.5b-instruct')
+  parser = support.options(
+      __doc__, target='qwen2.5-coder-1.5b-instruct', drafter='',
+      num_questions=164, slots='768,1536')
   parser.add_argument('--small', default='qwen2.5-coder-0.5b-instruct')
-  parser.add_argument('--drafter', default='', help="a folder, or 'tiny'")
   parser.add_argument('--only', default='', help='shapes, by semicolons')
-  parser.add_argument('--questions', default='')
-  parser.add_argument('--num_questions', type=int, default=164)
   parser.add_argument('--hf_questions', type=int, default=24)
-  parser.add_argument('--new_tokens', type=int, default=256)
-  parser.add_argument('--slots', default='768,1536')
-  parser.add_argument('--threads', type=int, default=14)
   return parser.parse_args(arguments)
 
 
@@ -198,7 +149,7 @@ def main(arguments=None) -> None:
   args = parse(arguments)
   model, small = support.load(args.target), support.load(args.small)
   loaded = support.drafter(model, args.drafter) if args.drafter else None
-  asked, dropped = drafters.questions(
+  asked, dropped = support.questions(
       model, args.questions, args.num_questions,
       [int(s) for s in args.slots.split(',')], args.new_tokens)
   done = support.record(args.out, {

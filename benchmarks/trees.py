@@ -20,7 +20,6 @@ rounding explains.
 from __future__ import annotations
 
 import argparse
-from concurrent.futures import ThreadPoolExecutor
 import dataclasses
 import sys
 from typing import Any
@@ -28,7 +27,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks import setup
+from benchmarks import setup, support
 import specjax
 from specjax.core import loop, topologies
 from specjax.core.types import Models
@@ -72,13 +71,6 @@ class Program:
     return self.run(self.params, self.make(script), np.int32(rounds))
 
 
-def compile_all(programs) -> None:
-  """Compiles in parallel."""
-  with ThreadPoolExecutor(8) as pool:
-    for job in [pool.submit(p.compile) for p in programs]:
-      job.result()
-
-
 def with_exact(model):
   """Returns the model with path-ordered tree attention."""
   return dataclasses.replace(
@@ -97,7 +89,7 @@ def steps(record, model, prompts, args, dtype: str) -> bool:
         'tree of 32': Program(model, Null(tree=TREE), prompts, size),
         'tree of 32, exact': Program(
             with_exact(model), Null(tree=TREE), prompts, size)}
-    compile_all(programs.values())
+    support.compile_all([p.compile for p in programs.values()], 8)
     for name, program in programs.items():
       times = []
       for _ in range(args.repeats + 1):
@@ -135,7 +127,8 @@ def texts(record, model, prompts, args, dtype: str) -> bool:
       for name, lm in (('ordinary', model), ('exact', with_exact(model)))
       for drafter in (Null(tree=TREE), ScriptedTree(TREE, 0.8),
                       Null(tree=lookup.topology), lookup)}
-  compile_all([plain, *programs.values()])
+  support.compile_all(
+      [p.compile for p in (plain, *programs.values())], 8)
   single = plain(size)
   for (name, drafter), program in programs.items():
     if isinstance(drafter, Null):
@@ -171,7 +164,7 @@ def own(record, model, prompts, args, dtype: str) -> bool:
       'grown tree of 32': (GrownLM(32, model.lm, 5, 4), model.params)}
   programs = {k: Program(model, d, prompts, size, p)
               for k, (d, p) in cases.items()}
-  compile_all(programs.values())
+  support.compile_all([p.compile for p in programs.values()], 8)
   plain = programs['null'](size)
   for name, program in programs.items():
     got = program(size)

@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import drafters, support
+from benchmarks import support
 from specjax.drafters import Null
 from specjax.drafters.block import BlockSource
 from specjax.drafters.medusa import HeadsSource
@@ -92,22 +92,19 @@ def counts_of(model, args, asked) -> tuple[np.ndarray, str]:
   """Returns int[V] of the target's text, and where it is from."""
   size = model.vocab_size
   if args.rollouts:
-    train, held_out, _ = text_lib._load(pathlib.Path(args.rollouts))
+    train, held_out, _ = text_lib.rollouts(pathlib.Path(args.rollouts))
     counts = np.zeros(size, np.int64)
     for record in [*train, *held_out]:
       counts += np.bincount(
           record.tokens[record.prompt_length:], minlength=size)
     return counts, 'rollouts'
-  runner = drafters.Runner('plain', model, Null(0), None, 0.0,
-                           args.new_tokens)
-  for each in {q.size for q in asked}:
-    runner.compile(each)
-  for question in asked:
-    runner(question, 0)
+  runner = support.Runner('plain', model, Null(0), None, 0.0,
+                          args.new_tokens)
+  support.take_turns([runner], asked, args.threads)
   return answers(runner, size), f'answers to {len(asked)} other questions'
 
 
-def answers(runner: drafters.Runner, size: int) -> np.ndarray:
+def answers(runner: support.Runner, size: int) -> np.ndarray:
   """Returns int[V]: how often each token was decoded."""
   return sum((np.bincount(r['text'], minlength=size)
               for r in runner.rows), np.zeros(size, np.int64))
@@ -118,20 +115,11 @@ def section(model, loaded: Loaded, ids, asked, args) -> dict[str, Any]:
   drafter = drafter_lib.shape(
       loaded.source, loaded.num_draft, json.loads(args.config))
   runners = [
-      drafters.Runner(name, model, d, p, 0.0, args.new_tokens)
+      support.Runner(name, model, d, p, 0.0, args.new_tokens)
       for name, d, p in (('plain', Null(0), None),
                          ('drafter', drafter, loaded.params))]
-  support.compile_all(
-      [lambda r=r, s=s: r.compile(s) for r in runners
-       for s in sorted({q.size for q in asked})], args.threads)
-  for number, question in enumerate([asked[0], *asked]):
-    for runner in runners:
-      runner(question, number)
-    if not number:  # a warm-up
-      for runner in runners:
-        runner.rows.clear()
-        runner.histogram[:] = 0
-  found = drafters.summary(runners[1], runners[0])
+  support.take_turns(runners, asked, args.threads)
+  found = support.summary(runners[1], runners[0])
   depth = drafter.topology.max_depth
   share = read_by_pass(loaded) / read_by_step(model)
   times = passes(loaded, depth)
@@ -171,18 +159,12 @@ def gains(sections: dict[str, Any]) -> None:
 
 def parse(arguments=None) -> argparse.Namespace:
   """Returns the options."""
-  parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument('--out', required=True)
-  parser.add_argument('--target', default='smollm2-135m-instruct')
-  parser.add_argument('--drafter', required=True, help="a folder, or 'tiny'")
+  parser = support.options(
+      __doc__, target='smollm2-135m-instruct', drafter=None,
+      num_questions=48, slots='512,1536')
   parser.add_argument('--config', default='{}', help='JSON: its shape')
   parser.add_argument('--sizes', default='8192,16384,32768,full')
   parser.add_argument('--rollouts', default='')
-  parser.add_argument('--questions', default='')
-  parser.add_argument('--num_questions', type=int, default=48)
-  parser.add_argument('--new_tokens', type=int, default=256)
-  parser.add_argument('--slots', default='512,1536')
-  parser.add_argument('--threads', type=int, default=14)
   return parser.parse_args(arguments)
 
 
@@ -192,7 +174,7 @@ def main(arguments=None) -> None:
   model = support.load(args.target)
   loaded = support.drafter(model, args.drafter)
   slots = [int(s) for s in args.slots.split(',')]
-  both, _ = drafters.questions(
+  both, _ = support.questions(
       model, args.questions, 2 * args.num_questions, slots, args.new_tokens)
   # Every other one: none is counted that is measured.
   counts, origin = counts_of(model, args, both[1::2])

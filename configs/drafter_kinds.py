@@ -3,11 +3,16 @@
 from ml_collections import config_dict
 
 _INT, _FLOAT, _STR = int, float, str
+# Those of `specjax.distill.losses`; a config imports nothing of the library.
+LOSSES = ('ce', 'kl', 'reverse_kl', 'jsd', 'tvd', 'l1', 'tvd_pp', 'nla', 'lk')
 
 
 def of_kind(config: config_dict.ConfigDict, kind: str) -> None:
   """Sets the options that a kind of drafter has."""
   config.kind = kind
+  config.loss.update(section(hold=_FLOAT, chunk=_INT))
+  for stage in ('first', 'last'):
+    config.loss[stage] = section(**dict.fromkeys(LOSSES, _FLOAT))
   if kind in ('dspark', 'dflash'):
     config.model.num_layers, config.model.num_taps = 3, 4
     config.model.update(section(
@@ -20,20 +25,17 @@ def of_kind(config: config_dict.ConfigDict, kind: str) -> None:
     config.save.form = 'int8'
     config.task.update(dict(num_anchors=96, gamma=4.0, weighting='decay',
                             confidence_weight=1.0))
-    config.loss.update(section(first=dict, last=dict, hold=_FLOAT, chunk=_INT))
-    config.loss.first = dict(kl=1.0)
-    config.loss.last = dict(kl=0.1, l1=0.9)
+    config.loss.first.kl = 1.0
+    config.loss.last.update(dict(kl=0.1, l1=0.9))
     config.loss.hold = 0.3
   elif kind in ('eagle1', 'eagle3', 'hass'):
     config.model.update(section(own_head=bool, fuse_bias=bool))
     config.task.update(section(
         steps=_INT, decay=_FLOAT, renormalise=bool, feature_weight=_FLOAT,
         top_k=_INT, top_k_weight=_FLOAT, noise=_FLOAT))
-    config.loss.update(section(first=dict, last=dict, hold=_FLOAT, chunk=_INT))
   elif kind in ('medusa', 'hydra'):
     config.model = section(num_heads=_INT, head=_STR, num_layers=_INT)
     config.task.update(section(num_anchors=_INT, decay=_FLOAT))
-    config.loss.update(section(first=dict, last=dict, hold=_FLOAT, chunk=_INT))
   elif kind == 'small_lm':
     config.model.update(section(
         embed_dim=_INT, tied=bool, embedding=_STR))
@@ -42,7 +44,6 @@ def of_kind(config: config_dict.ConfigDict, kind: str) -> None:
     config.task.update(dict(
         stage='align', text_weight=0.0, steps=5, on_policy=0.0, every=100,
         max_new=128))
-    config.loss.update(section(first=dict, last=dict, hold=_FLOAT, chunk=_INT))
   else:
     raise ValueError(f"config argument {kind!r}: '', 'tiny', a kind (dspark, "
                      "dflash, eagle1, eagle3, hass, medusa, hydra, small_lm) "
@@ -50,14 +51,14 @@ def of_kind(config: config_dict.ConfigDict, kind: str) -> None:
 
 
 def shrink(config: config_dict.ConfigDict) -> None:
-  """Makes a run of seconds, without any data."""
+  """Makes a run of seconds, without data or on `rollout_smollm2.py:tiny`'s."""
   config.target, config.draft_vocab_size = 'random', 128
-  config.data.rollouts, config.data.length = 'synthetic', 48
+  config.data.rollouts, config.data.length = 'synthetic', 64
   config.data.held_out = 0.2
   config.steps = 12
   config.batch_size = 4
   config.log_every, config.eval_every, config.save_every = 4, 6, 6
-  config.eval.update(dict(num_prompts=3, max_prompt=16, new_tokens=8,
+  config.eval.update(dict(num_prompts=3, max_prompt=48, new_tokens=8,
                           batches=1))
   if config.kind in ('dspark', 'dflash'):
     config.model.update(dict(num_layers=1, num_taps=2, num_slots=3,

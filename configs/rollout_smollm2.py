@@ -32,6 +32,9 @@ def get_config(arg: str = '') -> config_dict.ConfigDict:
   # --- Prompts --------------------------------------------------------
   config.prompts = config_dict.placeholder(str)  # files, comma between
   config.turns = 'all'  # of a conversation: first, last, all
+  # User turns answered in order, each after the target's own answer to the
+  # one before; over 1 it takes `turns` 'first'.
+  config.max_turns = 1
   config.num_self_prompts = 65_536
   config.system_prompts = ('',)  # '' is the template's own
   config.openings = _OPENINGS
@@ -48,10 +51,12 @@ def get_config(arg: str = '') -> config_dict.ConfigDict:
   config.part_size = 8192  # records that an interruption can cost
   if arg == 'tiny':
     config.target = 'random'
-    config.num_self_prompts = 24
+    # Random weights seldom end a turn; 64 tokens hold those that they do,
+    # with an answer: a row of `configs/drafter_smollm2.py:tiny`.
+    config.num_self_prompts = 192
     config.openings = ('', 'a')
     config.user = _generation(
-        max_new=200, temperatures=(1.0,), batch=8)
+        max_new=24, temperatures=(1.0,), batch=64)
     config.answer = _generation(
         max_new=16, temperatures=(0.0, 1.0), batch=4)
     config.limits.least_new = 2

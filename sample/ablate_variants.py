@@ -144,7 +144,8 @@ def trimmed(variant: Variant, config: Any) -> str:
     there = config
     for part in name.split('.'):
       there = there.get(part)
-    there = there.to_dict() if hasattr(there, 'to_dict') else there
+    if hasattr(there, 'to_dict'):  # a stage of the loss
+      there = {k: v for k, v in there.to_dict().items() if v is not None}
     if there != value:
       own.append((name, value))
   return dataclasses.replace(variant, changes=tuple(own)).key

@@ -10,7 +10,15 @@ from matplotlib import image
 import numpy as np
 import pytest
 
-from benchmarks import batch_curve, qwen, support, vocab_trim
+from benchmarks import (
+  batch_curve,
+  drafters,
+  gap,
+  huggingface,
+  qwen,
+  support,
+  vocab_trim,
+)
 from specjax.core.control import _Track
 from specjax.distill import measure
 from specjax.host import drafter as drafter_lib
@@ -124,6 +132,55 @@ def test_vocab_trim(tmp_path):
       own['memory_bound_speedup'] / full['memory_bound_speedup'])
 
 
+def test_drafters_take_turns(tmp_path):
+  """Plain decoding is the first; each question is counted once."""
+  configs = tmp_path / 'drafters.json'
+  configs.write_text(json.dumps({
+      'chain': {'method': 'ngram', 'num_speculative_tokens': 2}}))
+  out = tmp_path / 'drafters.json.out'
+  drafters.main([
+      '--target', 'tiny', '--drafters', str(configs), '--out', str(out),
+      '--num_questions', '2', '--new_tokens', '6', '--sizes', '900',
+      '--threads', '2'])
+  found = json.loads(out.read_text())
+  rows = found['sections']['T=0']
+  assert list(rows) == ['plain', 'chain']
+  assert rows['plain']['tau'] == rows['plain']['speedup'] == 1
+  asked = found['setting']['num_questions']
+  assert asked == 2 and found['setting']['too_long'] == 0
+  for row in rows.values():
+    assert row['same_text_as_plain'] == asked
+    assert sum(c['n'] for c in row['by_category'].values()) == asked
+
+
+def test_questions_by_size():
+  model = tiny.model()
+  whole, none = support.questions(model, '', 4, [900], 0)
+  assert len(whole) == 4 and not none
+  length = sorted(len(q.tokens) for q in whole)
+  some, dropped = support.questions(model, '', 4, [length[1], 900], 0)
+  assert not dropped
+  assert [q.size for q in some] == [
+      length[1] if len(q.tokens) <= length[1] else 900 for q in whole]
+  some, dropped = support.questions(model, '', 4, [length[1]], 1)
+  assert dropped == 4 - len(some) >= 3
+
+
+def test_gap(tmp_path):
+  """Training and decoding see the same laws, at the same places."""
+  out = tmp_path / 'gap.json'
+  gap.main([
+      '--target', 'tiny', '--drafter', 'tiny', '--num_questions', '1',
+      '--new_tokens', '6', '--most_tokens', '900', '--temperatures', '1',
+      '--out', str(out)])
+  found = json.loads(out.read_text())
+  assert found['num_prompts'] == 1 and found['kind'] == 'dspark'
+  found = found['temperature_1']
+  assert found['tokens'] == 6 and found['decoded']['number'][0] > 0
+  assert 0.1 < found['forced']['mean'][0] < 0.9
+  assert found['largest'][0] < 1e-5
+
+
 def test_qwen_beside_transformers(tmp_path):
   pytest.importorskip('transformers')
   out = tmp_path / 'qwen.json'
@@ -151,7 +208,7 @@ def test_transformers_gets_the_same_network(bias):
       Block(base=jnp.zeros((1,), jnp.int32), position=jnp.arange(9)[None])
   )[:2]
   with torch.inference_mode():
-    theirs = qwen.to_torch(model)(
-        torch.tensor(tokens).to(qwen._device())).logits
+    theirs = huggingface.to_torch(model)(
+        torch.tensor(tokens).to(huggingface.device())).logits
   np.testing.assert_allclose(
       logits, theirs.float().cpu().numpy(), rtol=1e-4, atol=1e-5)

@@ -9,6 +9,7 @@ import shutil
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from specjax.io import checkpoint
@@ -52,20 +53,26 @@ class Checkpoints:
   def save(self, state: Any, step: int, facts: Mapping[str, Any]) -> Path:
     """Writes the state after `step` steps; then drops the oldest.
 
+    Every process of a run calls this, and sees the same folder.
+
     Raises:
       OutputError: it cannot be written (disk full); older states stay.
     """
     folder = self.folder / f'{step:08d}'
     partial = folder.with_name(f'{folder.name}.partial')
-    arrays = _named(state)
+    arrays, is_first = _named(state), jax.process_index() == 0
     try:
-      shutil.rmtree(partial, ignore_errors=True)
+      if is_first:
+        shutil.rmtree(partial, ignore_errors=True)
+      _meet('cleared')
       checkpoint.save(partial, arrays, {
           **facts, **self._run, 'step': step,
           'arrays': {k: _shape(x) for k, x in arrays.items()}})
-      if folder.exists():  # saved before: the same state
-        shutil.rmtree(folder)
-      partial.rename(folder)
+      _meet('written')
+      if is_first:
+        if folder.exists():  # saved before: the same state
+          shutil.rmtree(folder)
+        partial.rename(folder)
     except Exception as error:  # file systems fail in many types
       shutil.rmtree(partial, ignore_errors=True)
       last = f'the state of step {self.steps[-1]} is intact' if (
@@ -73,8 +80,9 @@ class Checkpoints:
       text = str(error).splitlines() or [type(error).__name__]
       raise OutputError(
           f'{folder}: cannot save: {text[0]}; {last}') from error
-    for old in self.steps[:-self._keep]:
-      shutil.rmtree(self.folder / f'{old:08d}')
+    if is_first:
+      for old in self.steps[:-self._keep]:
+        shutil.rmtree(self.folder / f'{old:08d}')
     return folder
 
   def restore(
@@ -129,6 +137,12 @@ def _same_arrays(
       raise FormatError(
           f'{folder}: another architecture: {name} is '
           f'{_say(have)} there, {_say(need)} here; give another --out')
+
+
+def _meet(what: str) -> None:
+  """Waits for the other processes, if there are any."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(f'checkpoint {what}')
 
 
 def _say(shape: Any) -> str:

@@ -9,6 +9,7 @@ config, goes on exactly where it stopped.
 from __future__ import annotations
 
 from pathlib import Path
+import tempfile
 import time
 from typing import Any
 
@@ -82,9 +83,11 @@ def main() -> int:
     metrics.close()
 
   # --- Keep -----------------------------------------------------------
-  if jax.process_index() == 0:
-    last = {k: v for k, v in metrics.of('eval')[-1].items() if k != 'kind'}
-    keep(run, state, {**vocab, **last}, metrics, out / 'drafter', quiet)
+  last = {k: v for k, v in metrics.of('eval')[-1].items() if k != 'kind'}
+  with tempfile.TemporaryDirectory() as spare:
+    # All processes decode with what is loaded again; the first one's stays.
+    folder = out if jax.process_index() == 0 else Path(spare)
+    keep(run, state, {**vocab, **last}, metrics, folder / 'drafter', quiet)
   return 0
 
 
@@ -106,13 +109,16 @@ def train(
     test(run, state, step, elapsed / 60, metrics, quiet)
   pending: list[Any] = []
   mark = time.monotonic()
-  while step < num_steps and not (stop.signal and not pending):
+  stop.look(together=True)
+  while step < num_steps and not stop.signal:
     state, *report = run.step(state, step)
     pending.append(report)
     step += 1
-    ends = step == num_steps or bool(stop.signal)
     tests, saves = step % config.eval_every == 0, step % config.save_every == 0
-    if not (ends or tests or saves or step % config.log_every == 0):
+    looks = step == num_steps or tests or saves or (
+        step % config.log_every == 0)
+    ends = bool(stop.look(together=looks)) or step == num_steps
+    if not (ends or looks):
       continue
     reports = jax.device_get([r for r, _ in pending])  # waits for the steps
     now = time.monotonic()

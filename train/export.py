@@ -53,7 +53,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
   add('--dtype', default='bfloat16',
       help='of the tensors: float32, bfloat16, float16, or int8 (specjax)')
   add('--mask_token', type=int,
-      help='an unused token: becomes a trained mask vector')
+      help='a token that no text uses: its embedding becomes a trained mask\n'
+      'vector; "mask_token_id" of config.json. Default: the first id that\n'
+      'has no token, else the last special token that neither begins, ends\n'
+      'or pads a text nor stands in the chat template, and is not drafted\n'
+      '(16, <empty_output>, for the drafter of SmolLM2)')
   add('--num_draft', type=int, help='tokens to draft a round')
   return parser.parse_args(arguments)
 
@@ -65,7 +69,7 @@ def convert(args: argparse.Namespace) -> None:
     ValueError: a drafter that the format cannot hold, or a bad folder.
   """
   source = args.target
-  own = drafter_file.is_drafter(args.drafter)
+  own = drafter_file.is_own(args.drafter)
   if source is None:
     if not own:
       raise ValueError('--target: a drafter of another project does not say '
@@ -76,8 +80,7 @@ def convert(args: argparse.Namespace) -> None:
   about = interchange.describe(
       target, name=args.name, revision=args.revision,
       max_length=args.max_length)
-  read = drafter_lib.load_drafter if own else interchange.load
-  loaded = read(args.drafter, target)
+  loaded = drafter_lib.load_drafter(args.drafter, target)
   drafter = Drafter(loaded.source.model.config, loaded.params['net'],
                     loaded.params['ids'])
   write(args, drafter, target, about, args.num_draft or loaded.num_draft)
@@ -89,9 +92,14 @@ def write(args: argparse.Namespace, drafter: Drafter, target: Model,
           about: interchange.Target, num_draft: int) -> None:
   """Writes the drafter in the format asked for."""
   if args.format != _OWN:
+    token = args.mask_token
+    if token is None and 'mask' in drafter.net:
+      token = interchange.unused_token(target, drafter.ids)
+      if token is not None:
+        print(f'mask_token: {token}, which no text uses')
     interchange.write(
         args.out, *drafter, format=args.format, target=about,
-        dtype=args.dtype, mask_token=args.mask_token, num_draft=num_draft)
+        dtype=args.dtype, mask_token=token, num_draft=num_draft)
     return
   drafter_lib.save_drafter(
       args.out, drafter.model, drafter.net, drafter.ids, target,

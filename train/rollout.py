@@ -1,33 +1,34 @@
 """Makes training text: `python -m train.rollout --config configs/...`.
 
 Reads prompts, or lets the target invent them, generates an answer to each,
-and writes what passes the filters as a dataset to `--out`. An interrupted
-run, started again with the same config, goes on where it stopped.
+and to what users say next, and writes what passes the filters as a dataset to
+`--out`. An interrupted run, started again with the same config, goes on where
+it stopped.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-import dataclasses
+from collections.abc import Sequence
+import functools
 import hashlib
 from pathlib import Path
 import signal
-import sys
-import time
 from typing import Any
 
 import jax
 import numpy as np
 
 from specjax.data import conversations, filters, store
+from specjax.data.dialogues import Dialogue, by_prompt
 from specjax.data.store import Record
 from specjax.distill import rollout
-from specjax.distill.rollout import Progress, Settings
+from specjax.distill.rollout import Settings
 from specjax.host import cli
 from specjax.host.load import Model
 from specjax.io import hub, output
 from specjax.io.tokenizer import Tokenizer
+from train import answers
 
 _FLAGS = cli.define_flags('out/rollout')
 # What a user would say, in a template; nobody says this.
@@ -40,6 +41,7 @@ def main() -> int:
   out = output.prepare(_FLAGS.out.value)
   answer, user = settings(config, 'answer'), settings(config, 'user')
   limits = filters.Limits(**config.limits.to_dict())
+  check_turns(config)
   data = place(out, config.form)
   # A job that is told to stop keeps what is finished, as after Ctrl-C.
   signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -55,34 +57,34 @@ def main() -> int:
 
   # --- Prompts --------------------------------------------------------
   dropped: Counter[str] = Counter()
-  prompts = from_files(config, target, dropped)
+  prompts, dialogues = from_files(config, target, dropped)
   prompts += invented(config, target, user, origin, out, dropped, quiet)
   prompts = distinct(prompts, config.max_prompt, dropped)
 
   # --- Answers --------------------------------------------------------
-  def answers(skip, status):
-    return rollout.generate(
-        target.lm, target.params, prompts, eos=target.eos, settings=answer,
-        skip=skip, mesh=mesh, on_progress=status)
-
-  about = {**origin, **describe(answer), 'prompts': digest(prompts)}
-  records, speed = decode(
-      out / 'parts', about, config.part_size, quiet, 'answers', answers)
+  write = answers.Writer(
+      target, answer, origin, out, config.part_size, config.max_prompt,
+      limits, quiet)
+  found = write(prompts, dialogues, config.max_turns, dropped)
 
   # --- What is kept ---------------------------------------------------
-  train, held_out = filters.split(records, config.held_out, config.seed)
+  train, held_out = answers.split(
+      found, prompts, config.held_out, config.seed)
   keep = filters.Filter(limits)
   # The held-out text first: what resembles it is then not trained on.
   kept = {'held_out': list(keep(held_out)), 'train': list(keep(train))}
   kept = {name: rows for name, rows in kept.items() if rows}
   facts = {
-      **origin, 'user': describe(user), 'answer': describe(answer),
+      **origin, 'user': answers.describe(user),
+      'answer': answers.describe(answer),
       'limits': config.limits.to_dict(), 'prompts_dropped': dict(dropped),
-      'answers': dict(keep.reasons), 'num_prompts': len(prompts),
+      'answers': dict(keep.reasons),
+      'num_prompts': sum(map(len, found.turns)),
+      'turns': [len(turn) for turn in found.turns],
       'texts': {name: len(rows) for name, rows in kept.items()},
       'new_tokens': {name: sum(len(r.answer) for r in rows)
                      for name, rows in kept.items()},
-      'tokens_per_s': speed}
+      'tokens_per_s': found.tokens_per_s}
   if jax.process_index() == 0:
     save(data, kept, facts)
     output.write_json(out / 'rollout.json', facts)
@@ -101,25 +103,22 @@ def place(out: Path, form: str) -> Path:
   return data
 
 
+def check_turns(config: Any) -> None:
+  """Raises ValueError for turns that cannot be answered in order."""
+  if config.max_turns < 1:
+    raise ValueError(f'config.max_turns={config.max_turns}: must be >= 1')
+  if config.max_turns > 1 and config.turns != 'first':
+    raise ValueError(
+        f'config.max_turns={config.max_turns} begins with the first turn of '
+        "each conversation: give --config.turns=first, too (not "
+        f'{config.turns!r})')
+
+
 def settings(config: Any, section: str) -> Settings:
   """Returns the `Settings` of a section; unset options are the defaults."""
   values = {k: v for k, v in config[section].to_dict().items()
             if v is not None}
   return Settings(seed=config.seed, **values)
-
-
-def describe(settings: Settings) -> dict[str, Any]:
-  """Returns settings as JSON values."""
-  return dataclasses.asdict(settings)
-
-
-def digest(prompts: Sequence[np.ndarray]) -> str:
-  """Returns a hash of all prompts, in order."""
-  found = hashlib.sha256()
-  for tokens in prompts:
-    found.update(len(tokens).to_bytes(8, 'little'))
-    found.update(np.asarray(tokens, '<i4').tobytes())
-  return found.hexdigest()
 
 
 def revision(source: str) -> str:
@@ -139,23 +138,24 @@ def revision(source: str) -> str:
 
 def from_files(
     config: Any, target: Model, dropped: Counter[str]
-) -> list[np.ndarray]:
-  """Returns the prompts of `config.prompts`; counts what is dropped."""
+) -> tuple[list[np.ndarray], dict[bytes, Dialogue]]:
+  """Returns the prompts of `config.prompts`; counts what is dropped.
+
+  Returns:
+    `(prompts, dialogues)`; see `data.dialogues.by_prompt`. Without a
+    `config.max_turns` over 1 no dialogue is wanted.
+  """
   if config.prompts is None:
-    return []
+    return [], {}
   rows, bad = conversations.read(config.prompts.split(','))
-  text: Any = target.tokenizer
-
-  def encode(what):
-    if isinstance(what, str):
-      return text.encode(what)
-    return text.encode(text.apply_chat_template(what), add_bos=False)
-
+  encode = functools.partial(answers.encode, target)
   found, unfit = conversations.prompts(
       rows, encode, max_length=config.max_prompt, turns=config.turns)
   dropped.update(bad)
   dropped.update(unfit)
-  return found
+  if config.max_turns == 1:
+    return found, {}
+  return found, by_prompt(rows, encode)
 
 
 def around_user(
@@ -198,14 +198,16 @@ def invented(
             for system in config.system_prompts
             for opening in config.openings]
 
-  def prompts(skip, status):
+  status = answers.Status(quiet or jax.process_index() != 0)
+
+  def prompts(skip):
     for index, tokens in rollout.self_prompts(
         target.lm, target.params, num, prefixes=[a[0] for a in around],
         suffix=around[0][1], eos=target.eos, settings=user, skip=skip,
         mesh=target.mesh, on_progress=status):
       yield Record(tokens, len(tokens), prompt_index=index)
 
-  asked = {**origin, **describe(user), 'num': num,
+  asked = {**origin, **answers.describe(user), 'num': num,
            'system_prompts': config.system_prompts,
            'openings': config.openings}
   whole = out / 'turns.npz'
@@ -214,8 +216,9 @@ def invented(
     if facts['settings'] == digest_of(asked):
       return _turns(records, num, dropped)
     raise ValueError(f'{whole} is of other settings: give another --out')
-  records, _ = decode(
-      out / 'turns', asked, config.part_size, quiet, 'user turns', prompts)
+  status.begin('user turns')
+  records = answers.decode(
+      out / 'turns', asked, config.part_size, status, prompts)
   if jax.process_index() == 0:
     # Turns that failed leave no record, so the parts cannot tell the end.
     store.save_npz(whole, records, {'settings': digest_of(asked)})
@@ -251,73 +254,6 @@ def distinct(
   return list(kept.values())
 
 
-def decode(
-    folder: Path, about: dict[str, Any], part_size: int, quiet: bool,
-    title: str, make: Callable[..., Any],
-) -> tuple[list[Record], float]:
-  """Generates what is not on disk yet.
-
-  Returns:
-    `(records, tokens_per_s)`: all of them, by index; the speed of this run.
-  """
-  parts = store.Parts(folder, about, part_size)
-  is_first = jax.process_index() == 0
-  if parts.done:
-    cli.note(f'{title}: {len(parts.done)} are there already', quiet)
-  status = Status(title, quiet or not is_first)
-  records = list(parts)
-  try:
-    for record in make(frozenset(parts.done), status):
-      records.append(record)
-      if is_first:
-        parts.add(record)
-  finally:  # also when interrupted
-    status.end()
-    if is_first:
-      parts.flush()
-  return sorted(records, key=lambda r: r.prompt_index), status.speed
-
-
-class Status:
-  """Says on stderr how far things are."""
-
-  def __init__(self, title: str, quiet: bool):
-    self._title, self._quiet = title, quiet
-    self._is_tty = sys.stderr.isatty()
-    self._last, self._line = 0.0, ''
-    self.speed = 0.0
-
-  def __call__(self, progress: Progress) -> None:
-    """Shows progress: once a second, in a log every half minute."""
-    self.speed = progress.new_tokens / max(progress.elapsed_s, 1e-9)
-    self._line = self.text(progress)
-    now = time.monotonic()
-    if self._quiet or now - self._last < (1 if self._is_tty else 30):
-      return
-    self._last = now
-    sys.stderr.write(
-        '\r\x1b[2K' + self._line if self._is_tty else self._line + '\n')
-    sys.stderr.flush()
-
-  def text(self, progress: Progress) -> str:
-    """Returns the line: rows, tokens/s, time left."""
-    line = (f'{self._title}: {progress.num_done}/{progress.num_prompts}, '
-            f'{progress.new_tokens} tokens, {self.speed:.0f} tokens/s, '
-            f'{progress.share:.0%} of the slots busy')
-    if 0 < progress.num_done < progress.num_prompts:
-      left = progress.num_prompts - progress.num_done
-      seconds = progress.elapsed_s / progress.num_done * left
-      line += f', {seconds:.0f} s left'
-    return line
-
-  def end(self) -> None:
-    """Writes the last line once more, to stay."""
-    if not self._quiet and self._line:
-      sys.stderr.write(
-          ('\r\x1b[2K' if self._is_tty else '') + self._line + '\n')
-      sys.stderr.flush()
-
-
 def save(data: Path, kept: dict[str, list[Record]], facts: Any) -> None:
   """Writes the splits: a tfds directory, or an .npz file each."""
   if not kept.get('train'):
@@ -334,7 +270,9 @@ def save(data: Path, kept: dict[str, list[Record]], facts: Any) -> None:
 
 def report(facts: dict[str, Any], data: Path) -> None:
   """Prints what came of it."""
-  print(f'prompts: {facts["num_prompts"]}; dropped: '
+  turns = ', '.join(map(str, facts['turns']))
+  by_turn = f' ({turns} by turn)' if len(facts['turns']) > 1 else ''
+  print(f'prompts: {facts["num_prompts"]}{by_turn}; dropped: '
         f'{conversations.describe(facts["prompts_dropped"]) or "none"}')
   print(f'answers: {conversations.describe(facts["answers"])}')
   for name, num in facts['texts'].items():

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
@@ -16,7 +17,7 @@ from specjax import verify
 from specjax.core.round import Engine
 from specjax.core.types import Models
 from specjax.data import packing
-from specjax.distill import kinds, measure, optimizer, teacher
+from specjax.distill import measure, optimizer, teacher
 from specjax.distill.on_policy import OnPolicy
 from specjax.distill.task import cast
 from specjax.distill.trainer import Trainer
@@ -59,7 +60,7 @@ class Run:
         config.eval.draft.to_dict())
     self._engine = Engine(target.lm, drafter, verify.get('greedy'))
     self._cast = jax.jit(
-        lambda net: cast(net, kinds.dtype(trainer.task)))
+        lambda net: cast(net, trainer.task.dtype))
 
   @property
   def num_steps(self) -> int:
@@ -94,7 +95,7 @@ class Run:
     jax.block_until_ready(state)
     each = (time.monotonic() - start) / _TIMED + tests / config.eval_every
     left = 60 * config.minutes - (time.monotonic() - begin)
-    return max(1, int(_PLANNED * left / each))
+    return greatest(max(1, int(_PLANNED * left / each)))  # one plan for all
 
   def schedule(self, num_steps: int) -> None:
     """Fixes the length of the run."""
@@ -170,18 +171,41 @@ class Run:
 
 
 class Stop:
-  """Remembers that the program was asked to stop; the second time, stops."""
+  """Remembers that the program was asked to stop; the second time, stops.
+
+  Attributes:
+    signal: what `look` last returned.
+  """
 
   def __init__(self):
-    self.signal = 0
+    self.signal = self._own = 0
     for number in (signal.SIGTERM, signal.SIGINT):
       signal.signal(number, self._ask)
 
   def _ask(self, number: int, frame: Any) -> None:
     del frame
-    if self.signal:
+    if self._own:
       raise KeyboardInterrupt
-    self.signal = number
+    self._own = number
+
+  def look(self, together: bool) -> int:
+    """Returns the signal that asked for a stop, or 0.
+
+    Several processes return the same. A signal to one of them is known to
+    all after the next call with `together`, True in all of them at once.
+    """
+    if jax.process_count() == 1:
+      self.signal = self._own
+    elif together:
+      self.signal = greatest(max(self.signal, self._own))
+    return self.signal
+
+
+def greatest(value: int) -> int:
+  """Returns the greatest `value` of all processes, which call it together."""
+  if jax.process_count() == 1:
+    return value
+  return int(np.max(multihost_utils.process_allgather(np.int32(value))))
 
 
 def optimiser(values: Any) -> Any:

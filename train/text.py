@@ -113,7 +113,7 @@ def _records(
     train, held_out = _synthetic(target, seed), []
     facts: dict[str, Any] = {'synthetic': True}
   else:
-    train, held_out, facts = _load(Path(data.rollouts))
+    train, held_out, facts = rollouts(Path(data.rollouts))
     if facts.get('target', target.name) != target.name:
       warnings.warn(f'{facts["target"]} wrote these rollouts, not '
                     f'{target.name}: a drafter learns best from its '
@@ -123,8 +123,20 @@ def _records(
   return train, held_out, facts
 
 
-def _load(path: Path) -> tuple[list[Record], list[Record], dict[str, Any]]:
-  """Reads a dataset, an .npz file, or the folder that holds either."""
+def rollouts(
+    path: Path
+) -> tuple[list[Record], list[Record], dict[str, Any]]:
+  """Reads what `train.rollout` wrote.
+
+  Args:
+    path: its `--out`, or in there a dataset or an .npz file.
+
+  Returns:
+    `(train, held_out, facts)`; the second is empty where none is held out.
+
+  Raises:
+    ValueError: no rollouts there, or a damaged file.
+  """
   for inner in (path / 'rollouts', path / 'rollouts.npz'):
     if inner.exists():
       path = inner

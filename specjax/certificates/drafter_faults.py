@@ -32,7 +32,7 @@ class Fault(enum.IntEnum):
 
   NONE = 0
   # Of the law that is stated.
-  WITHOUT_MARKOV_TERM = 1
+  PART_LEFT_OUT = 1
   TRIMMED_TOKEN_COUNTED = 2
   BEFORE_THE_PIPELINE = 3
   # Of what is drawn from.
@@ -40,7 +40,7 @@ class Fault(enum.IntEnum):
   SLOT_TOO_FAR = 5
 
 
-OF_LAWS = frozenset((Fault.WITHOUT_MARKOV_TERM, Fault.TRIMMED_TOKEN_COUNTED,
+OF_LAWS = frozenset((Fault.PART_LEFT_OUT, Fault.TRIMMED_TOKEN_COUNTED,
                      Fault.BEFORE_THE_PIPELINE))
 
 
@@ -112,8 +112,8 @@ class Misstating:
   """A drafter that states another law than it drew from when told to.
 
   Attributes:
-    drafter: draws. plain: the same without Markov terms, over the same
-      state; None where there are none.
+    drafter: draws. plain: the same with a part of its law left out (Markov
+      terms, copies), over the same state; None where there is none.
   """
 
   drafter: Any
@@ -137,7 +137,7 @@ class Misstating:
                 (hot > 0) & jnp.isfinite(logits), logits * hot, logits)}
     if self.plain is not None:
       other, _ = self.plain.propose(params, state)
-      said[Fault.WITHOUT_MARKOV_TERM] = other.draft_law.logits
+      said[Fault.PART_LEFT_OUT] = other.draft_law.logits
     for fault, value in said.items():
       logits = jnp.where(_is(context, fault), value, logits)
     return _stating(draft, logits), new

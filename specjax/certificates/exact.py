@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from specjax.certificates import cells as cells_lib
-from specjax.certificates import problems
+from specjax.certificates import enumeration, problems
 from specjax.certificates.cells import NotEnumerable, Seen
 from specjax.certificates.noise import Runner
 from specjax.certificates.problems import Problem
@@ -166,7 +166,7 @@ def exact_law(rule: Any, problem: Problem, params: Any = None) -> Found:
   Raises:
     NotEnumerable: other randomness, or too many drafts or decisions.
   """
-  made = problems.drafts(problem)
+  made = enumeration.drafts(problem)
   if len(made.weight) > _MAX_DRAFTS:
     raise NotEnumerable(f'{len(made.weight)} drafts, more than {_MAX_DRAFTS}')
   run = Runner(rule, problem, made, params)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specjax.certificates import problems
+from specjax.certificates import enumeration
 from specjax.certificates.cells import NotEnumerable, Points, Seen
 from specjax.certificates.problems import Problem
 from specjax.core import keys as keys_lib
@@ -183,7 +183,7 @@ class Runner:
   """
 
   def __init__(
-      self, rule: Any, problem: Problem, made: problems.Drafts, params: Any
+      self, rule: Any, problem: Problem, made: enumeration.Drafts, params: Any
   ):
     self._made, self._params = made, params
     self._program = _Program(rule, problem.topology, problem.is_dynamic)
@@ -214,7 +214,7 @@ class Runner:
         np.concatenate(x)[:num] for x in zip(*parts))
     after = np.arange(tokens.shape[1]) > accepted[:, None]
     return Seen(np.where(after, -1, tokens), accepted,
-                problems.softmax(logits), excess)
+                enumeration.softmax(logits), excess)
 
   def _evaluate(self, points: Points) -> Any:
     """Runs the rule on CHUNK points."""

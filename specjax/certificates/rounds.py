@@ -76,6 +76,8 @@ def _kept(laws: Laws, drafter: Any, rule: Any) -> Kept | None:
   """
   if type(rule) not in (Speculative, Match):
     return None
+  if getattr(drafter, 'copying', None) is not None:
+    return None  # the text has a say in what is drafted
   shape = type(drafter)
   if shape in (ChainLM, Lattice) and drafter.modes == (IID,):
     join = np.minimum if type(rule) is Speculative else np.multiply

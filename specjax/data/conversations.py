@@ -49,6 +49,7 @@ class Conversation:
     text: a prompt without a chat template.
     tokens: int32[n], tokenised with the template by somebody else.
     loss_mask: bool[n], what the answers are; comes with `tokens`.
+    later: user turns after `messages` whose answers the file lacks.
   """
 
   id: str
@@ -56,6 +57,7 @@ class Conversation:
   text: str | None = None
   tokens: npt.NDArray[np.int32] | None = None
   loss_mask: npt.NDArray[np.bool_] | None = None
+  later: tuple[str, ...] = ()
 
 
 def read(
@@ -64,10 +66,10 @@ def read(
   """Reads files of conversations.
 
   A row is `{"conversations": [{"from", "value"} or {"role", "content"}]}`,
-  `{"messages": [...]}`, `{"input_ids", "loss_mask"}`, `{"turns": [...]}` (of
-  which the first is used: answers are missing) or `{"prompt"}`; every row may
-  be of another kind. A file is one JSON list, JSON lines, or `.txt` with a
-  prompt a line.
+  `{"messages": [...]}`, `{"input_ids", "loss_mask"}`, `{"turns": [...]}`
+  (user turns without answers: the first is the message) or `{"prompt"}`;
+  every row may be of another kind. A file is one JSON list, JSON lines, or
+  `.txt` with a prompt a line.
 
   Returns:
     `(rows, dropped)`: rows in order; counts of what was dropped, by reason.
@@ -227,9 +229,12 @@ def _conversation(row: Any, name: str) -> Conversation:
     return Conversation(name, tokens=tokens, loss_mask=mask)
   if 'turns' in row:
     turns = row['turns']
-    first = turns[0] if isinstance(turns, list) and turns else turns
+    if not isinstance(turns, list) or not turns:
+      turns = [turns]
+    first, *later = map(_content, turns)
     return Conversation(
-        name, messages=({'role': 'user', 'content': _content(first)},))
+        name, messages=({'role': 'user', 'content': first},),
+        later=tuple(later))
   if 'prompt' in row:
     return Conversation(name, text=_content(row['prompt']))
   raise _Bad('unknown format')

@@ -14,7 +14,6 @@ import json
 import os
 from pathlib import Path
 import shutil
-import tempfile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -209,7 +208,7 @@ def write(
   `tfds.builder_from_directory(folder).as_data_source()` reads it; rows have
   'tokens' int32[n], 'prompt_length', 'temperature', 'finished',
   'prompt_index'.
-  Written beside the folder and renamed, so it is whole or not there.
+  Whole or not there (`io.output.folder`).
 
   Args:
     folder: must not exist, or be empty.
@@ -218,31 +217,20 @@ def write(
       of the target, seed, sampling, counts of what was dropped.
 
   Raises:
-    ValueError: the folder is in use, or a split without records.
-    OutputError: it cannot be written (disk full).
+    ValueError: a split without records.
+    OutputError: the folder is in use, or cannot be written (disk full).
   """
-  folder = Path(folder)
-  if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-    raise ValueError(f'{folder} exists: give a new folder')
+  folder = Path(folder).expanduser()
   kept = {name: list(records) for name, records in splits.items()}
   empty = [name for name, records in kept.items() if not records]
   if empty or not kept:
     raise ValueError(f'{folder}: no records for {empty or "any split"}')
-  partial = None
-  try:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(
-        prefix=f'{folder.name}.partial-', dir=folder.parent))
-    made = _build(partial, kept)
-    output.write_json(made / _FACTS, dict(facts))
-    if folder.exists():
-      folder.rmdir()
-    os.replace(made, folder)
-  except OSError as error:
-    raise OutputError(f'{folder}: {error.strerror or error}') from error
-  finally:
-    if partial is not None:
-      shutil.rmtree(partial, ignore_errors=True)
+  with output.folder(folder) as new:
+    root = new / 'tfds'
+    for path in list(_build(root, kept).iterdir()):
+      path.rename(new / path.name)
+    shutil.rmtree(root)  # tfds nests folders for name and version
+    output.write_json(new / _FACTS, dict(facts))
   return folder
 
 

@@ -8,7 +8,8 @@ training is logistic regression on stored hidden states:
     y, keep = judge_data.labels(end - start, first_error)  # answer of row 0
     x = e[0, start:end][keep]  # its features; stack those of all rows
     head, report = fit(x, y[keep], held_out=(x_held, y_held))
-    tau = choose_threshold(score(head, x_held), y_held).threshold
+    tau = thresholds.choose_threshold(
+        score(head, x_held), y_held).threshold
 
 Reference: Bachmann et al. 2025, arXiv:2501.19309. How it weighs the classes
 is not public; the balanced weight is a choice made here.
@@ -30,25 +31,18 @@ import numpy.typing as npt
 import optax
 
 from specjax.distill.judge_data import TAP
+from specjax.distill.thresholds import (
+  Threshold,
+  auc,
+  check_share,
+  checked_labels,
+  choose_threshold,
+)
 
 Array = jax.Array
 Head = dict[str, Array]
 
 _NAMES = ('weight', 'bias', 'mean', 'scale')
-
-
-class Threshold(NamedTuple):
-  """Where to cut scores, and what the cut achieves on the data it came from.
-
-  Attributes:
-    threshold: a token is accepted when its score is strictly greater.
-    error_recall: share of errors that are not accepted, in [0, 1].
-    acceptance: share of correct tokens that are accepted, in [0, 1].
-  """
-
-  threshold: float
-  error_recall: float
-  acceptance: float
 
 
 class Report(NamedTuple):
@@ -116,7 +110,7 @@ def fit(
     raise ValueError(f'l2={l2}: must be finite and >= 0')
   if num_steps < 1:
     raise ValueError(f'num_steps={num_steps}: must be >= 1')
-  _check_share('acceptance', acceptance)
+  check_share('acceptance', acceptance)
   test_x, test_y = x, y
   if held_out is not None:
     test_x, test_y = _checked(*held_out, 'held-out')
@@ -169,61 +163,6 @@ def _minimise(x: Array, y: Array, w: Array, l2: float, *, num_steps: int):
   (v, _, best), _ = jax.lax.scan(
       step, (start, optimizer.init(start), nothing), length=num_steps)
   return better(best, v, *jax.value_and_grad(objective)(v))
-
-
-def auc(scores: npt.ArrayLike, label: npt.ArrayLike) -> float:
-  """Returns the area under the ROC curve, in [0, 1]; ties count half.
-
-  Args:
-    scores: [M] in [0, 1].
-    label: [M] of 0 and 1; both occur, else ValueError.
-  """
-  values, positive = _checked_scores(scores, label)
-  _, inverse, counts = np.unique(
-      values, return_inverse=True, return_counts=True)
-  rank = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-  num = int(positive.sum())
-  wins = rank[positive].sum() - num * (num + 1) / 2
-  return float(wins / (num * (len(values) - num)))
-
-
-def choose_threshold(
-    scores: npt.ArrayLike, label: npt.ArrayLike, *,
-    error_recall: float | None = None, acceptance: float | None = None,
-) -> Threshold:
-  """Chooses where to cut scores; use data that the head was not fitted to.
-
-  Args:
-    scores: [M] in [0, 1], of `score`.
-    label: [M] of 0 (error) and 1 (correct); both occur.
-    error_recall: in (0, 1]: reject at least this share of the errors, and
-      accept all that this allows. 0.9 when neither is given.
-    acceptance: in (0, 1]: accept at least this share of the correct tokens,
-      and reject all that this allows.
-
-  Returns:
-    The threshold, in [0, 1], and what it achieves: what was asked or more,
-    unless a correct token that must pass scores exactly 0. A greater
-    `error_recall` or a smaller `acceptance` never lowers the threshold.
-
-  Raises:
-    ValueError: both are given, a share or a score is out of range, the shapes
-      differ, or a class is missing.
-  """
-  values, positive = _checked_scores(scores, label)
-  if error_recall is not None and acceptance is not None:
-    raise ValueError('give error_recall or acceptance, not both')
-  wrong, right = np.sort(values[~positive]), np.sort(values[positive])
-  if acceptance is not None:
-    lowest = right[-_at_least('acceptance', acceptance, len(right))]
-    # The next score below, and not a hair below: a cut at a denormal number
-    # would be flushed to zero by XLA.
-    cut = float(values[values < lowest].max(initial=0.0))
-  else:
-    share = 0.9 if error_recall is None else error_recall
-    cut = float(wrong[_at_least('error_recall', share, len(wrong)) - 1])
-  return Threshold(cut, float(np.mean(wrong <= cut)),
-                   float(np.mean(right > cut)))
 
 
 def save(path: str | Path, head: Head, threshold: float) -> None:
@@ -292,28 +231,7 @@ def _checked(hidden, label, what: str):
                      'be [M,D] and [M], M, D >= 1')
   if not np.isfinite(x).all():
     raise ValueError(f'{what} features are not all finite')
-  return x, _checked_labels(y, f'{what} ')
-
-
-def _checked_labels(y, what: str = '') -> npt.NDArray[np.bool_]:
-  """Returns bool[M], True for correct tokens, or raises ValueError."""
-  if not np.isin(y, (0, 1)).all():
-    raise ValueError(f'{what}labels must be 0 or 1')
-  if y.min() == y.max():
-    raise ValueError(f'all {what}labels are {int(y.min())}: both correct '
-                     'tokens (1) and errors (0) are needed')
-  return y.astype(np.bool_)
-
-
-def _checked_scores(scores, label):
-  """Returns `(f32[M], bool[M])`, or raises ValueError."""
-  values, y = np.asarray(scores, np.float32), np.asarray(label)
-  if values.ndim != 1 or y.shape != values.shape or not values.size:
-    raise ValueError(f'scores {values.shape} and labels {y.shape}: must be '
-                     '[M], M >= 1')
-  if not ((values >= 0) & (values <= 1)).all():
-    raise ValueError('scores must be in [0, 1]')
-  return values, _checked_labels(y)
+  return x, checked_labels(y, f'{what} ')
 
 
 def _negative_weight(value: float | str, y: npt.NDArray) -> float:
@@ -336,16 +254,3 @@ def _moments(x: npt.NDArray) -> tuple[npt.NDArray, npt.NDArray]:
   scale = np.maximum(np.sqrt(square / len(x)), 1e-6 * np.abs(mean))
   scale = np.where(scale > 1e-30, scale, 1.0)
   return mean.astype(np.float32), scale.astype(np.float32)
-
-
-def _check_share(name: str, share: float) -> None:
-  """Raises ValueError unless `share` is in (0, 1]."""
-  if not 0 < share <= 1:
-    raise ValueError(f'{name}={share}: must be in (0, 1]')
-
-
-def _at_least(name: str, share: float, count: int) -> int:
-  """Returns the least number of `count` items that makes up `share`."""
-  _check_share(name, share)
-  # 0.07 * 100 is a hair above 7 in floating point.
-  return max(1, math.ceil(share * count - 1e-9 * count))

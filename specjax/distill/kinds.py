@@ -139,8 +139,9 @@ def build(
       defaults, here and below.
     task: attributes of the task (`BlockTask`, `EagleTask`, `HeadsTask`,
       `SmallLMTask`).
-    loss: `first` and `last`, weights by name of the loss, `hold` and `chunk`
-      (`objective.Mixture`, `task.Objective`).
+    loss: `first` and `last`, weights by name of the loss (a stage without
+      any is as if not given), `hold` and `chunk` (`objective.Mixture`,
+      `task.Objective`).
 
   Raises:
     ValueError: an unknown kind or key, or a value out of range.
@@ -149,20 +150,19 @@ def build(
     raise ValueError(f'kind={kind!r}: known are {", ".join(KINDS)}')
   return KINDS[kind](_Request(
       target, draft_vocab_size, _set(model), _set(task),
-      _objective(_set(loss))))
-
-
-def dtype(task: Any) -> str:
-  """Returns the dtype that a task's network computes in."""
-  config = task.model.config
-  return getattr(config, 'decoder', config).dtype
+      _objective(loss)))
 
 
 def _set(values: Values | None) -> dict[str, Any]:
   return {k: v for k, v in (values or {}).items() if v is not None}
 
 
-def _objective(loss: dict[str, Any]) -> Objective | None:
+def _objective(values: Values | None) -> Objective | None:
+  loss = _set(values)
+  for stage in ('first', 'last'):
+    weights = _set(loss.pop(stage, None))
+    if weights:
+      loss[stage] = weights
   if not loss:
     return None
   unknown = sorted(set(loss) - {'first', 'last', 'hold', 'chunk'})

@@ -9,16 +9,21 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from flax.core import meta
 import jax
 import jax.numpy as jnp
 
-from specjax.distill import blocks, losses, objective
+from specjax.distill import losses, objective
 from specjax.distill.objective import Mixture
-from specjax.distill.task import Objective, by_position, cast, in_chunks
+from specjax.distill.places import block_slots, draw_anchors
+from specjax.distill.task import (
+  ModelTask,
+  Objective,
+  by_position,
+  flat,
+  in_chunks,
+)
 from specjax.distill.teacher import Batch, Teacher
 from specjax.drafters.medusa import HeadsSource
-from specjax.models import medusa
 from specjax.models.medusa import HeadsModel
 
 Array = jax.Array
@@ -28,7 +33,7 @@ ON_TEXT = Objective(Mixture(first=(('ce', 1.0),)))
 
 
 @dataclasses.dataclass(frozen=True)
-class HeadsTask:
+class HeadsTask(ModelTask):
   """Trains a `HeadsModel`; the target stays as it is (Medusa-1).
 
   Attributes:
@@ -53,40 +58,25 @@ class HeadsTask:
       raise ValueError(f'decay={self.decay}: must be in (0, 1]')
 
   @property
-  def taps(self) -> tuple[str, ...]:
-    return self.model.taps
-
-  @property
   def num_draft(self) -> int:
     return self.model.num_heads
 
   def source(self) -> HeadsSource:
     return HeadsSource(self.model)
 
-  def init(self, key: Array, target: Any) -> Any:
-    """Fresh weights: every head is the target's own."""
-    del target
-    net = meta.unbox(medusa.init(self.model.config, key))
-    return jax.tree.map(lambda x: x.astype(jnp.float32), net)
-
-  def attach(self, net: Any, target: Any, ids: Any) -> Any:
-    return self.model.attach(net, target, ids)
-
   def loss(
       self, params: Any, target: Any, batch: Batch, teacher: Teacher,
       key: Array, progress: Array,
   ) -> tuple[Array, dict[str, Array]]:
     """See `task.Task.loss`."""
-    params = {**params, 'net': cast(
-        params['net'], self.model.config.dtype)}
-    anchors, kept = blocks.draw_anchors(batch, key, self.num_anchors)
+    params = self.computed(params)
+    anchors, kept = draw_anchors(batch, key, self.num_anchors)
     rows = self.rows(batch, teacher, anchors, kept, params['inverse'])
     weight = rows['valid'] * objective.ttt_decay(self.num_draft, self.decay)
     rows['weight'] = weight / jnp.maximum(jnp.sum(weight), 1e-6)
-    flat = jax.tree.map(lambda x: x.reshape((-1,) + x.shape[2:]), rows)
     sums = in_chunks(
-        lambda part: self._score(params, target, part, progress), flat,
-        max(self.objective.chunk // self.num_draft, 1))
+        lambda part: self._score(params, target, part, progress), rows,
+        max(self.objective.chunk // self.num_draft, 1), axes=2)
     return sums.pop('loss'), sums
 
   def rows(
@@ -109,7 +99,7 @@ class HeadsTask:
     home, left = (jnp.take_along_axis(batch.document, i, axis=1)
                   for i in (anchors, before))
     kept = kept & (anchors > 0) & (home == left)
-    rows = blocks._slots(
+    rows = block_slots(
         batch, teacher, anchors, kept, inverse, self.num_draft,
         self.model.config.draft_vocab_size)
     state = jnp.take_along_axis(teacher.final, before[..., None], axis=1)
@@ -120,8 +110,7 @@ class HeadsTask:
       anchors: Array,
   ) -> Array:
     """See `task.Task.logits`."""
-    params = {**params, 'net': cast(
-        params['net'], self.model.config.dtype)}
+    params = self.computed(params)
     rows = self.rows(
         batch, teacher, anchors, anchors >= 0, params['inverse'])
     return self._logits(params, target, rows)
@@ -139,12 +128,11 @@ class HeadsTask:
     log_p = self.model.teacher(params, part['final'])
     log_p = jax.lax.stop_gradient(log_p - part['log_z'][..., None])
     alpha = jax.lax.stop_gradient(losses.acceptance(log_p, log_q))
-    flat = lambda x: x.reshape((-1,) + x.shape[2:])  # noqa: E731
-    loss = self.objective.sums(
-        progress, *map(flat, (log_p, log_q, part['weight'], part['label'])))
+    loss = self.objective.sums(progress, *flat(
+        (log_p, log_q, part['weight'], part['label']), 2))
     valid, num = part['valid'], self.num_draft
     match = jnp.argmax(log_q, axis=-1) == part['top']
     count = lambda x: by_position(  # noqa: E731
-        flat(x * valid), flat(part['slot']), num)
+        flat(x * valid, 2), flat(part['slot'], 2), num)
     return {'loss': loss, 'weight': count(jnp.ones_like(valid)),
             'acceptance': count(alpha), 'match': count(match)}

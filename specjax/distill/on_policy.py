@@ -20,7 +20,6 @@ from specjax.data.packing import Packed, Row
 from specjax.distill import rollout
 from specjax.distill.rollout import Settings
 from specjax.distill.small_lm import SmallLMTask
-from specjax.distill.task import cast
 
 
 class OnPolicy:
@@ -72,12 +71,11 @@ class OnPolicy:
     num = count * max(1, self.length // (2 * self.task.max_new))
     asked = [found[i % len(found)] for i in range(num)]
     model = self.task.model
-    net = cast(params['net'], model.config.decoder.dtype)
     settings = Settings(
         max_new=self.task.max_new, temperatures=(1.0,), buckets=(most,),
         seed=(self.seed + step) % 2**32, batch=num)
     records = sorted(rollout.generate(
-        model.lm, model.lm_params({**params, 'net': net}), asked,
+        model.lm, model.lm_params(self.task.computed(params)), asked,
         eos=self.eos, settings=settings, mesh=self.mesh),
         key=lambda record: record.prompt_index)
     self.rows = Packed.from_records(records, self.length)

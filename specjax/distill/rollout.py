@@ -9,7 +9,14 @@ lead to other batch shapes).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import (
+  Callable,
+  Container,
+  Iterable,
+  Iterator,
+  Mapping,
+  Sequence,
+)
 from typing import Any
 
 import jax
@@ -35,14 +42,16 @@ Tokens = Sequence[int] | npt.NDArray[np.integer]
 # Slots by kind of device: an accelerator reads the weights once for all rows.
 _BATCH = {'cpu': 8}
 _DEFAULT_BATCH = 1024
-# Streams of keys: answers, and user turns.
+# Streams of keys: answers, and user turns; from 2 on answers to later turns.
 _ANSWERS, _TURNS = 0, 1
 
 
 def generate(
-    target: Any, params: Any, prompts: Sequence[Tokens], *,
+    target: Any, params: Any,
+    prompts: Sequence[Tokens] | Mapping[int, Tokens], *,
     eos: Sequence[int], settings: Settings | None = None,
-    skip: Container[int] = (), mesh: jax.sharding.Mesh | None = None,
+    skip: Container[int] = (), turn: int = 0,
+    mesh: jax.sharding.Mesh | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Iterator[Record]:
   """Generates an answer to each prompt; yields them as they are finished.
@@ -52,11 +61,13 @@ def generate(
   Args:
     target: a `Target` (`models.causal.CausalLM`).
     params: its parameters, placed on `mesh` if there is one.
-    prompts: token ids, at least one each.
+    prompts: token ids, at least one each; a mapping where their indices
+      matter (the conversations whose next turn is to be answered).
     eos: end tokens. They are part of the answer.
     settings: None is `Settings()`.
     skip: indices of prompts that are not wanted (again). The other texts are
       the same with and without.
+    turn: >= 0, of the conversations; each turn has noise of its own.
     mesh: `parallel.make_mesh`, or None for one device.
     on_progress: called after each chunk of rounds.
 
@@ -64,16 +75,27 @@ def generate(
     Records in order of completion, `prompt_index` telling whose.
 
   Raises:
-    ValueError: a prompt is empty, too long or out of the vocabulary.
+    ValueError: a prompt is empty, too long or out of the vocabulary, or
+      `turn` is negative.
     FloatingPointError: NaN or infinite logits; the message names the prompt.
       Answers of its neighbours that were finished have been yielded.
   """
   settings = settings or Settings()
-  arrays = [np.asarray(p, np.int32) for p in prompts]
+  if turn < 0:
+    raise ValueError(f'turn={turn}: must be >= 0')
+  arrays = {i: np.asarray(p, np.int32) for i, p in _items(prompts)}
   _check(arrays, target.vocab_size, settings)
   yield from _generate(
       target, params, arrays, eos, settings, skip, mesh, on_progress,
-      stream=_ANSWERS)
+      stream=_TURNS + turn if turn else _ANSWERS)
+
+
+def _items(
+    prompts: Sequence[Tokens] | Mapping[int, Tokens]
+) -> Iterable[tuple[int, Tokens]]:
+  """Returns the prompts with their indices."""
+  return (prompts.items() if isinstance(prompts, Mapping)
+          else enumerate(prompts))
 
 
 def self_prompts(
@@ -116,8 +138,8 @@ def self_prompts(
   if not len(prefixes) or not suffix.size:
     raise ValueError('self_prompts needs a prefix and a suffix')
   heads = [np.asarray(p, np.int32) for p in prefixes]
-  _check([*heads, suffix], target.vocab_size, settings)
-  prompts = [heads[i % len(heads)] for i in range(num)]
+  _check(dict(enumerate([*heads, suffix])), target.vocab_size, settings)
+  prompts = {i: heads[i % len(heads)] for i in range(num)}
   ends = list(dict.fromkeys([int(suffix[0]), *eos]))
   for record in _generate(
       target, params, prompts, ends, settings, skip, mesh, on_progress,
@@ -127,11 +149,11 @@ def self_prompts(
 
 
 def _check(
-    prompts: Sequence[np.ndarray], vocab_size: int, settings: Settings
+    prompts: Mapping[int, np.ndarray], vocab_size: int, settings: Settings
 ) -> None:
   """Raises ValueError for prompts that cannot be fed."""
   most = settings.buckets[-1]
-  for index, tokens in enumerate(prompts):
+  for index, tokens in prompts.items():
     if tokens.ndim != 1 or not 1 <= tokens.size <= most:
       raise ValueError(f'prompt {index}: shape {tokens.shape}; 1 to {most} '
                        'token ids can be fed (settings.buckets)')
@@ -191,9 +213,10 @@ def _generate(
     params = rules.on_mesh(params, mesh)
   models = Models(target=params)
   num_shards = 1 if mesh is None else mesh.shape['data']
-  groups = plan([len(p) for p in prompts], settings, num_shards)
-  groups = [g._replace(indices=[i for i in g.indices if i not in skip])
-            for g in groups]
+  names = list(prompts)
+  groups = [
+      g._replace(indices=[names[i] for i in g.indices if names[i] not in skip])
+      for g in plan([len(p) for p in prompts.values()], settings, num_shards)]
   tally = Tally(sum(len(g.indices) for g in groups), on_progress)
   for group in groups:
     if group.indices:

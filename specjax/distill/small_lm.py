@@ -18,7 +18,13 @@ import jax.numpy as jnp
 
 from specjax.distill import losses
 from specjax.distill.objective import Mixture
-from specjax.distill.task import Objective, cast, in_chunks
+from specjax.distill.places import ahead, followed
+from specjax.distill.task import (
+  ModelTask,
+  Objective,
+  in_chunks,
+  weighted_sum,
+)
 from specjax.distill.teacher import Batch, Teacher
 from specjax.drafters.source import LanguageModel
 from specjax.models import trimmed
@@ -30,7 +36,7 @@ STAGES = ('pretrain', 'continue', 'align')
 
 
 @dataclasses.dataclass(frozen=True)
-class SmallLMTask:
+class SmallLMTask(ModelTask):
   """Trains a `SmallLMModel`.
 
   Attributes:
@@ -81,22 +87,14 @@ class SmallLMTask:
                        'text; use kl, reverse_kl, jsd, tvd, tvd_pp, ...')
 
   @property
-  def taps(self) -> tuple[str, ...]:
-    return ()
-
-  @property
   def num_draft(self) -> int:
     return self.steps
 
   def source(self) -> LanguageModel:
     return LanguageModel(self.model)
 
-  def init(self, key: Array, target: Any) -> Any:
-    """Fresh weights."""
-    del target
-    return self.model.init(key)
-
   def attach(self, net: Any, target: Any, ids: Any) -> Any:
+    """See `task.Task.attach`; no copies, which would not follow `net`."""
     return self.model.attach(net, target, ids, copies=False)
 
   def loss(
@@ -109,10 +107,10 @@ class SmallLMTask:
     that a drawn draft is the next token, `match` counts argmaxes that are.
     """
     del key
-    config = self.model.config
-    params = {**params, 'net': cast(params['net'], config.decoder.dtype)}
-    rows = places(batch, params['inverse'], config.draft_vocab_size,
-                  self.steps, every=self.stage != 'align')
+    params = self.computed(params)
+    rows = places(
+        batch, params['inverse'], self.model.config.draft_vocab_size,
+        self.steps, every=self.stage != 'align')
     valid = rows['valid'][..., 0]
     rows['weight'] = valid / jnp.maximum(jnp.sum(valid), 1e-6)
     other = rows.pop('joined') * (1.0 - valid)
@@ -122,13 +120,12 @@ class SmallLMTask:
     if self.stage == 'align':
       rows |= {'final': teacher.final, 'log_z': teacher.log_z,
                'top': params['inverse'][teacher.top]}
-    flat = jax.tree.map(lambda x: x.reshape((-1,) + x.shape[2:]), rows)
     drafted = self.model.lm_params(params)['head']
     judged = trimmed.rows(target, params['ids'])
     score = self._aligned if self.stage == 'align' else self._plain
     sums = in_chunks(
-        lambda part: score(drafted, judged, part, progress), flat,
-        self.objective.chunk)
+        lambda part: score(drafted, judged, part, progress), rows,
+        self.objective.chunk, axes=2)
     return sums.pop('loss'), sums
 
   def logits(
@@ -137,8 +134,7 @@ class SmallLMTask:
   ) -> Array:
     """See `task.Task.logits`."""
     del target, teacher
-    config = self.model.config
-    params = {**params, 'net': cast(params['net'], config.decoder.dtype)}
+    params = self.computed(params)
     hidden = self._states(params, batch)
     place = anchors[..., None] + jnp.arange(self.steps)
     place = jnp.minimum(place, batch.tokens.shape[1] - 1)
@@ -200,10 +196,7 @@ def places(
     `joined f32[B,S]`: whether there is a next token in the document.
     `label int32[B,S]`: its draft id, -1 if it has none.
   """
-  joined = (batch.document[:, 1:] == batch.document[:, :-1]) & (
-      batch.document[:, 1:] > 0)
-  joined = jnp.pad(joined, ((0, 0), (0, 1)))
-  ahead = lambda x: jnp.pad(x[:, 1:], ((0, 0), (0, 1)))  # noqa: E731
+  joined = followed(batch)
   label = ahead(inverse[batch.tokens])
   counts = joined if every else joined & ahead(batch.supervised)
   drafted = counts & (label < width)
@@ -227,5 +220,5 @@ def _reports(valid: Array, alpha: Array, match: Array) -> dict[str, Array]:
 
 def _cross_entropy(log_q: Array, label: Array, weight: Array) -> Array:
   """Returns f32[], the weighted sum; labels of -1 add nothing."""
-  value = losses.pointwise('ce', log_q, log_q, label=label)
-  return jnp.sum(jnp.where(weight > 0, value * weight, 0.0))
+  return weighted_sum(
+      losses.pointwise('ce', log_q, log_q, label=label), weight)

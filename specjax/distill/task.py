@@ -86,6 +86,41 @@ class Task(Protocol):
     ...
 
 
+class ModelTask:
+  """What tasks share that train a network of `specjax.models`.
+
+  A base of a dataclass with a field `model`, which has `config`, `taps`,
+  `init(key)` and `attach(net, target, ids)`. With `num_draft`, `source`,
+  `loss` and `logits` it is a `Task`.
+  """
+
+  model: Any
+
+  @property
+  def taps(self) -> tuple[str, ...]:
+    """Hidden states of the target that the drafter reads."""
+    return self.model.taps
+
+  @property
+  def dtype(self) -> str:
+    """What the network computes in; trained weights are float32."""
+    config = self.model.config
+    return getattr(config, 'decoder', config).dtype
+
+  def init(self, key: Array, target: Any) -> Any:
+    """Returns fresh weights, in float32."""
+    del target
+    return self.model.init(key)
+
+  def attach(self, net: Any, target: Any, ids: Any) -> Any:
+    """Returns `params.drafter` for decoding with the drafter's source."""
+    return self.model.attach(net, target, ids)
+
+  def computed(self, params: Any) -> Any:
+    """Returns parameters whose weights are cast to `dtype`."""
+    return {**params, 'net': cast(params['net'], self.dtype)}
+
+
 @dataclasses.dataclass(frozen=True)
 class Objective:
   """What is minimised at each slot.
@@ -115,24 +150,29 @@ class Objective:
         value = losses.tvd_pp(log_p, log_q, weight) * jnp.sum(weight)
       else:
         kwargs: dict[str, Any] = {'label': label} if name == 'ce' else {}
-        value = jnp.sum(jnp.where(
-            weight > 0,
-            losses.pointwise(name, log_p, log_q, **kwargs) * weight, 0.0))
+        value = weighted_sum(
+            losses.pointwise(name, log_p, log_q, **kwargs), weight)
       total += scale * value
     return total
 
 
+def flat(rows: Any, axes: int) -> Any:
+  """Returns a tree whose arrays have one axis in place of the first `axes`."""
+  return jax.tree.map(lambda x: x.reshape((-1,) + x.shape[axes:]), rows)
+
+
 def in_chunks(
-    fn: Callable[[Any], Any], rows: Any, chunk: int
+    fn: Callable[[Any], Any], rows: Any, chunk: int, axes: int = 1
 ) -> Any:
   """Returns the sum of `fn` over chunks of `rows`, recomputing backwards.
 
   Args:
     fn: maps a tree of [chunk,...] to a tree of sums; zero rows must add
       nothing (their weight is 0).
-    rows: a tree of [n,...].
+    rows: a tree of arrays; their first `axes` axes count the rows.
     chunk: rows at a time.
   """
+  rows = flat(rows, axes)
   num = jax.tree.leaves(rows)[0].shape[0]
   chunk = min(chunk, num)
   count = -(-num // chunk)
@@ -158,6 +198,11 @@ def by_position(values: Array, position: Array, num: int) -> Array:
   """Returns f32[num]: sums of `values f32[n]` by `position int32[n]`."""
   hot = position[:, None] == jnp.arange(num)
   return jnp.sum(jnp.where(hot, values[:, None], 0.0), axis=0)
+
+
+def weighted_sum(value: Array, weight: Array) -> Array:
+  """Returns f32[]; places of weight 0 may hold anything."""
+  return jnp.sum(jnp.where(weight > 0, value * weight, 0.0))
 
 
 def cast(net: Any, dtype: Any) -> Any:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from specjax.core import tree
 from specjax.core.types import Models, SpecState
+from specjax.drafters.copying import insert
 from specjax.drafters.lattice import Table, candidates
 from specjax.drafters.source import Level
 
@@ -102,9 +103,13 @@ class BlockSource:
     return self.model.spread(params.drafter, logits), memory
 
   def lattice(
-      self, params: Models, state: SpecState, num: int, depth: int
+      self, params: Models, state: SpecState, num: int, depth: int,
+      extra: Array | None = None,
   ) -> tuple[Table, Any]:
     """Returns the `num` candidates of each of `depth` slots, and memory.
+
+    `extra int32[B,depth]` are to be among them (-1: none): in the last place,
+    without a chance of their own, where they would not be.
 
     The first slot's are ranked with the Markov term of the pending token. Of
     the others it is not known yet which token comes before (`_guided`).
@@ -122,6 +127,9 @@ class BlockSource:
         and depth > 1 else logits, num)
     scores = jnp.take_along_axis(logits, index, axis=-1)
     tokens = jnp.take(own['ids'], index, mode='clip')
+    if extra is not None:
+      tokens, new = insert(tokens, extra)
+      scores = jnp.where(new, -jnp.inf, scores)
     step = scores[:, 1:, None, :]
     if before is not None and depth > 1:
       previous = self.model.previous(own, params.target, tokens[:, :-1])

@@ -23,6 +23,7 @@ from specjax.core.tree import Topology
 from specjax.core.types import IID, POINT, Draft, Models, SpecState
 from specjax.drafters import base
 from specjax.drafters import source as source_lib
+from specjax.drafters.copying import Copy, Copying, mix
 from specjax.drafters.grown_lm import Pool, best_of
 
 Array = jax.Array
@@ -52,17 +53,21 @@ class _LatticeDrafter(source_lib.Sourced, base.Drafter):
 
   Attributes:
     source: a `block.BlockSource`.
-    num_candidates: K, candidates a slot, >= 1.
+    num_candidates: K, candidates a slot, >= 1; 2 with copies.
+    copying: mixes in what followed earlier occurrences of the text's end.
   """
 
   source: Any = None
   num_candidates: int = 16
+  copying: Copying | None = dataclasses.field(default=None, kw_only=True)
 
   def __post_init__(self):
     if self.source is None:
       raise ValueError('a lattice needs a block drafter')
-    if self.num_candidates < 1:
-      raise ValueError(f'num_candidates={self.num_candidates}: must be >= 1')
+    least = 1 if self.copying is None else 2
+    if self.num_candidates < least:
+      raise ValueError(
+          f'num_candidates={self.num_candidates}: must be >= {least}')
     if self.topology.max_depth > self.source.num_slots:
       raise ValueError(
           f'drafts of up to {self.topology.max_depth} tokens: this drafter '
@@ -74,8 +79,13 @@ class _LatticeDrafter(source_lib.Sourced, base.Drafter):
     return tree_lib.chain(self.source.num_slots)
 
   def _table(self, params: Models, state: SpecState) -> tuple[Table, Any]:
-    return self.source.lattice(
-        params, state, self.num_candidates, self.topology.max_depth)
+    depth = self.topology.max_depth
+    if self.copying is None:
+      return self.source.lattice(params, state, self.num_candidates, depth)
+    copy = self.copying.find(state.context, depth)
+    table, memory = self.source.lattice(
+        params, state, self.num_candidates, depth, copy.tokens)
+    return _mixed(table, copy), memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,6 +254,15 @@ class GrownLattice(_LatticeDrafter):
         ids = num + (level - 1) * top * num + best
     return Pool(*(jnp.concatenate(x, axis=1)
                   for x in zip(*pool, strict=True)))
+
+
+def _mixed(table: Table, copy: Copy) -> Table:
+  """Gives copied tokens their share, along the copied path only."""
+  hit = table.tokens == copy.tokens[..., None]  # [B,G,K]
+  first = mix(table.first, hit[:, 0], copy.share[:, 0])
+  after = hit[:, :-1, :, None] & hit[:, 1:, None, :]  # [B,G-1,K,K]
+  share = jnp.broadcast_to(copy.share[:, 1:, None], after.shape[:-1])
+  return Table(table.tokens, first, mix(table.step, after, share))
 
 
 def candidates(logits: Array, num: int) -> tuple[Array, Array]:

@@ -38,6 +38,7 @@ from specjax.drafters import (
   Lattice,
   TreeLM,
 )
+from specjax.drafters.copying import Copying
 from specjax.models import weights
 from specjax.models.causal import CausalLM
 from specjax.models.transformer import TransformerConfig
@@ -211,7 +212,7 @@ def _blocks() -> Iterator[Job]:
   chain = _chain(dspark)
   yield Drafted(
       'dspark', Misstating(chain, ChainLM(_NUM, bare)), dspark,
-      (Fault.WITHOUT_MARKOV_TERM, Fault.TRIMMED_TOKEN_COUNTED,
+      (Fault.PART_LEFT_OUT, Fault.TRIMMED_TOKEN_COUNTED,
        Fault.SYNC_SKIPPED, Fault.SLOT_TOO_FAR), chain)
   dflash = _setting('dflash', **_BLOCK, layout='mask', mask_token=3)
   chain = _chain(dflash)
@@ -230,6 +231,14 @@ def _lattices(full: bool) -> Iterator[Job]:
   shapes: list[tuple[str, Any]] = [
       ('lattice tree', Lattice(source, len(IDS), shape)),
       ('grown lattice', GrownLattice(source, len(IDS), 5, _NUM, 2))]
+  copying = Copying((0.3, 0.6))
+  chain = Lattice(source, 2)
+  yield Drafted(
+      'copying chain', Misstating(
+          dataclasses.replace(chain, copying=copying), chain), setting,
+      (Fault.PART_LEFT_OUT,))
+  yield Drafted('copying grown lattice', GrownLattice(
+      source, len(IDS), 5, _NUM, 2, copying=copying), setting)
   if full:
     shapes.append(('whole lattice chain', Lattice(source, len(IDS))))
   for title, drafter in shapes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+import dataclasses
 import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ import numpy as np
 from specjax.core import topologies
 from specjax.drafters import ChainLM, GrownLattice, GrownLM, Lattice, TreeLM
 from specjax.drafters.block import BlockSource
+from specjax.drafters.copying import Copying
 from specjax.drafters.eagle import EagleSource
 from specjax.drafters.medusa import HeadsSource
 from specjax.drafters.source import LanguageModel
@@ -85,25 +87,24 @@ def save_drafter(
 
 
 def load_drafter(folder: str | Path, target: Model) -> Loaded:
-  """Reads what `save_drafter` wrote, for a target.
+  """Reads what `save_drafter` wrote, or a drafter of another project.
 
-  Matrices get the target's dtype, vectors stay float32.
+  Matrices get the target's dtype, vectors stay float32. Formats of others
+  are those of `host.interchange`.
 
   Raises:
-    ValueError: the folder is damaged, or is not for such a target: another
-      hidden size or vocabulary, layers that it does not have.
+    ValueError: the folder holds no drafter, is damaged, or is not for such a
+      target: another hidden size or vocabulary, layers that it does not have.
 
   Warns:
     UserWarning: the target has other weights than the one that it was
       trained for; drafts are then accepted less often.
   """
+  if drafter_file.whose(folder) == 'other':
+    from specjax.host import interchange  # which imports this module
+    return interchange.load(folder, target)
   arrays, ids, facts = drafter_file.read(folder)
-  for key in ('model', 'target', 'num_draft'):
-    if key not in facts:
-      raise FormatError(f'{folder}/config.json: no {key!r}')
-  values = {**facts['model'], 'config': _in_dtype(
-      facts['model'].get('config', {}), target.lm.config.dtype)}
-  model = trained.from_values(values)
+  model = _model(folder, facts, target.lm.config.dtype)
   _check_target(folder, model, target)
   net = _tree(folder, arrays, trained.abstract(model))
   if facts['target'].get('weights') != fingerprint(target):
@@ -130,7 +131,8 @@ def carry_over(folder: str | Path, net: Any, ids: Any) -> Any:
   Raises:
     FormatError: tensors of other names or shapes.
   """
-  arrays, old, _ = drafter_file.read(folder)
+  arrays, old, facts = drafter_file.read(folder)
+  axes = _draft_axes(_model(folder, facts))
   ids = np.asarray(ids)
   _, mine, theirs = np.intersect1d(ids, old, return_indices=True)
   fresh = named(net)
@@ -139,28 +141,21 @@ def carry_over(folder: str | Path, net: Any, ids: Any) -> Any:
                       f'{sorted(set(fresh) ^ set(arrays))}')
 
   def one(path, leaf):
-    array, name = arrays[_name(path)], _name(path)
-    same = len(old) == len(ids) and (old == ids).all()
-    # An embedding has a row for every token, drafted or not.
-    if array.shape == leaf.shape and (same or name == 'embedding'):
-      return jnp.asarray(array, leaf.dtype)
-    sizes = {len(ids): len(old), len(ids) + 1: len(old) + 1}
-    wanted = tuple(sizes.get(n, n) for n in leaf.shape)
+    name = _name(path)
+    array, axis = arrays[name], axes.get(name)
+    wanted = tuple(n + (len(old) - len(ids)) * (i == axis)
+                   for i, n in enumerate(leaf.shape))
     if array.shape != wanted:
       raise FormatError(f'{folder}: tensor {name!r} has shape {array.shape}, '
                         f'expected {wanted}')
-    out = np.array(leaf)
-    for axis, n in enumerate(leaf.shape):
-      if n in sizes:  # the last row of a table is everybody else's
-        extra = n - len(ids)
-        to = np.concatenate([mine, np.arange(len(ids), n)])
-        take = np.take(array, np.concatenate(
-            [theirs, np.arange(len(old), len(old) + extra)]), axis=axis)
-        index: list[Any] = [slice(None)] * leaf.ndim
-        index[axis] = to
-        out[tuple(index)] = take
-        return jnp.asarray(out, leaf.dtype)
-    return jnp.asarray(array, leaf.dtype)
+    if axis is None:
+      return jnp.asarray(array, leaf.dtype)
+    # Rows beyond the vocabulary, at the end, are everybody else's.
+    extra = np.arange(leaf.shape[axis] - len(ids))
+    out = np.moveaxis(np.array(leaf), axis, 0)
+    out[np.append(mine, len(ids) + extra)] = np.moveaxis(array, axis, 0)[
+        np.append(theirs, len(old) + extra)]
+    return jnp.asarray(np.moveaxis(out, 0, axis), leaf.dtype)
   return jax.tree_util.tree_map_with_path(one, net)
 
 
@@ -174,8 +169,9 @@ def shape(source: Any, num_draft: int, config: Mapping[str, Any]) -> Any:
       `use_dynamic_tree` with `tree_depth`, `tree_top_k`;
       `draft_confidence_threshold`, `draft_acceptance_threshold` (chains) and
       `draft_sample_method` (trees), which exclude a lattice. Of block
-      drafters: `lattice`, default true unless excluded, and
-      `num_candidates`.
+      drafters: `lattice`, default true unless excluded, and of those
+      `num_candidates` and `prompt_lookup_max`, the longest match of the
+      text's end whose continuation is a candidate too (default 16, 0: none).
 
   Raises:
     ValueError: a combination that is not possible.
@@ -191,11 +187,7 @@ def shape(source: Any, num_draft: int, config: Mapping[str, Any]) -> Any:
                      'one')
   if lattice and free:
     raise ValueError(f'{sorted(free)} need "lattice": false')
-  candidates = {}
-  if 'num_candidates' in config:
-    candidates['num_candidates'] = config.pop('num_candidates')
-    if not lattice:
-      raise ValueError("'num_candidates' is for a lattice")
+  candidates = _candidates(config, lattice)
   tree = config.pop('speculative_token_tree', None)
   if config.pop('use_dynamic_tree', False):
     if tree is not None or free:
@@ -212,6 +204,21 @@ def shape(source: Any, num_draft: int, config: Mapping[str, Any]) -> Any:
     return _static(source, topologies.parse(tree), num, lattice, candidates,
                    free)
   return _chain(source, num or num_draft, lattice, candidates, free)
+
+
+def _candidates(config: dict[str, Any], lattice: bool) -> dict[str, Any]:
+  """Takes what a lattice's candidates are from a configuration."""
+  found: dict[str, Any] = {
+      k: config.pop(k) for k in ('num_candidates', 'prompt_lookup_max')
+      if k in config}
+  if found and not lattice:
+    raise ValueError(f'{sorted(found)}: for a lattice')
+  longest = found.pop('prompt_lookup_max', len(Copying.shares))
+  if longest < 0:
+    raise ValueError(f'prompt_lookup_max={longest}: must be >= 0')
+  if lattice and longest and found.get('num_candidates', 2) > 1:
+    found['copying'] = Copying(Copying.shares[:longest])
+  return found
 
 
 def fingerprint(target: Model) -> str:
@@ -237,6 +244,27 @@ def named(tree: Any) -> dict[str, Any]:
 
 def _name(path: tuple) -> str:
   return '.'.join(str(entry.key) for entry in path)
+
+
+def _model(folder: Any, facts: Mapping[str, Any], dtype: str | None = None
+           ) -> Any:
+  """Returns the pure functions of a saved drafter."""
+  for key in ('model', 'target', 'num_draft'):
+    if key not in facts:
+      raise FormatError(f'{folder}/config.json: no {key!r}')
+  values = facts['model']
+  if dtype is not None:
+    values = {**values, 'config': _in_dtype(values.get('config', {}), dtype)}
+  return trained.from_values(values)
+
+
+def _draft_axes(model: Any) -> dict[str, int]:
+  """Returns, by name, the axis of a weight that counts drafted tokens."""
+  small, large = (named(trained.abstract(type(model)(dataclasses.replace(
+      model.config, draft_vocab_size=n)))) for n in (1, 2))
+  # Sizes alone do not tell: as many tokens as channels may be drafted.
+  return {name: axis for name, x in small.items()
+          for axis, n in enumerate(x.shape) if n != large[name].shape[axis]}
 
 
 def _in_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:

@@ -14,10 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import importlib.util
-import os
 from pathlib import Path
-import shutil
-import tempfile
 from typing import Any
 
 import numpy as np
@@ -28,7 +25,7 @@ from specjax.drafters.medusa import HeadsSource
 from specjax.host.drafter import Loaded
 from specjax.host.load import Model
 from specjax.io import output, safetensors
-from specjax.io.errors import FormatError, OutputError
+from specjax.io.errors import FormatError
 from specjax.models import interchange
 from specjax.models.block_drafter import BlockConfig
 from specjax.models.eagle import EagleConfig
@@ -132,8 +129,9 @@ def write(
       where the format stores its embedding or rows of its head.
     dtype: of the tensors: 'float32', 'bfloat16', 'float16'; None is the
       drafter's.
-    mask_token: an unused token, for a drafter with a trained mask vector:
-      its row of the stored embedding becomes that vector.
+    mask_token: an unused token (`unused_token`), for a drafter with a
+      trained mask vector: its row of the stored embedding becomes that
+      vector.
     num_draft: tokens a round that engines will draft by default; None is the
       number of slots of a block drafter, else 3.
 
@@ -146,32 +144,16 @@ def write(
     OutputError: the folder is not empty, or cannot be written (disk full).
   """
   folder = Path(folder).expanduser()
-  if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-    raise OutputError(f'{folder}: exists; name a new folder')
-  values, tensors = interchange.export(
-      Drafter(config, rules.fetch(net), ids), format, target, dtype=dtype,
-      mask_token=mask_token, num_draft=num_draft)
-  partial = None
-  try:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(
-        prefix=f'{folder.name}.partial-', dir=folder.parent))
+  with output.folder(folder) as new:
+    values, tensors = interchange.export(
+        Drafter(config, rules.fetch(net), ids), format, target, dtype=dtype,
+        mask_token=mask_token, num_draft=num_draft)
     is_medusa = format == 'medusa'
     name = 'medusa_lm_head' if is_medusa else 'model'
-    safetensors.write(
-        partial / f'{name}.safetensors', tensors, {'format': 'pt'})
+    safetensors.write(new / f'{name}.safetensors', tensors, {'format': 'pt'})
     if is_medusa and importlib.util.find_spec('torch'):
-      _write_pickle(partial / 'medusa_lm_head.pt', tensors)
-    output.write_json(partial / 'config.json', values)
-    partial.chmod(0o755)
-    if folder.exists():
-      folder.rmdir()
-    os.replace(partial, folder)
-  except OSError as error:
-    raise OutputError(f'{folder}: {error.strerror or error}') from error
-  finally:
-    if partial is not None:
-      shutil.rmtree(partial, ignore_errors=True)
+      _write_pickle(new / 'medusa_lm_head.pt', tensors)
+    output.write_json(new / 'config.json', values)
   return folder
 
 
@@ -190,6 +172,32 @@ def describe(
               if k in target.params}
   return Target(name or target.name, target.lm.config,
                 rules.fetch(matrices), revision, max_length)
+
+
+def unused_token(target: Model, ids: Any) -> int | None:
+  """Returns a token that no text uses: the first id that has no token.
+
+  Where every id has one, it is the last of the special tokens that neither
+  begin, end or pad a text nor stand in the chat template, and that are not
+  drafted, if only some tokens are. None: there is no such token, or no
+  tokenizer.
+
+  Args:
+    target: the model. ids: int[W], the draft vocabulary.
+  """
+  text = target.tokenizer
+  if text is None:
+    return None
+  strings = text.token_strings()
+  for i in range(target.vocab_size):
+    if i >= len(strings) or strings[i] in (None, f'[PAD{i}]'):
+      return i
+  used = {text.bos_id, text.pad_id, *text.eos_ids, *target.eos}
+  if len(ids) < target.vocab_size:
+    used |= set(np.asarray(ids).tolist())
+  template = text.chat_template or ''
+  return max((i for i in text.special_ids - used if i < target.vocab_size
+              and str(strings[i]) not in template), default=None)
 
 
 def kind_of(config: Any) -> str:

@@ -49,7 +49,8 @@ _TRAINED: dict[str, tuple[str, ...]] = {
 _HEAD_KEYS = {
     'model', 'draft_confidence_threshold', 'draft_acceptance_threshold',
     'speculative_token_tree', 'draft_sample_method', 'use_dynamic_tree',
-    'tree_depth', 'tree_top_k', 'lattice', 'num_candidates'}
+    'tree_depth', 'tree_top_k', 'lattice', 'num_candidates',
+    'prompt_lookup_max'}
 _SHARED = {'method', 'num_speculative_tokens', 'draft_len_schedule',
            'exact_shape', 'draft_cost', 'widths'}
 _KEYS = {

@@ -8,10 +8,7 @@ vectors and biases are float32.
 from __future__ import annotations
 
 from collections.abc import Mapping
-import os
 from pathlib import Path
-import shutil
-import tempfile
 from typing import Any
 
 import ml_dtypes
@@ -19,11 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from specjax.io import output, safetensors
-from specjax.io.errors import FormatError, OutputError
+from specjax.io.errors import FormatError
 
 FORMS = ('float32', 'bfloat16', 'int8')
 _CONFIG, _ARRAYS, _IDS = 'config.json', 'drafter.safetensors', 'ids'
 _FORMAT = 'specjax-drafter'
+_PICKLES = ('pytorch_model.bin', 'medusa_lm_head.pt')
 _SCALE = '.int8_scale'
 # Axes of a matrix that are summed over, by the last part of its name; the
 # others are its output channels. Tables that are looked up scale by row.
@@ -47,32 +45,22 @@ def write(
 
   Raises:
     ValueError: an unknown form, or weights that are not finite.
-    OutputError: it cannot be written (disk full).
+    OutputError: the folder holds something else, or cannot be written (disk
+      full).
   """
   if form not in FORMS:
     raise ValueError(f'form={form!r}: known are {", ".join(FORMS)}')
-  folder = Path(folder)
+  folder = Path(folder).expanduser()
   stored: dict[str, npt.NDArray] = {_IDS: np.asarray(ids, np.int32)}
   for name, array in arrays.items():
     array = np.asarray(array, np.float32)
     if not np.isfinite(array).all():
       raise ValueError(f'{name}: holds values that are not finite')
     stored.update(_stored(name, array, form))
-  partial = None
-  try:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(
-        prefix=f'{folder.name}.partial-', dir=folder.parent))
-    safetensors.write(partial / _ARRAYS, stored, {'format': _FORMAT})
+  with output.folder(folder, replaces=is_own) as new:
+    safetensors.write(new / _ARRAYS, stored, {'format': _FORMAT})
     output.write_json(
-        partial / _CONFIG, {'format': _FORMAT, 'form': form, **facts})
-    partial.chmod(0o755)
-    _replace(partial, folder)
-  except OSError as error:
-    raise OutputError(f'{folder}: {error.strerror or error}') from error
-  finally:
-    if partial is not None:
-      shutil.rmtree(partial, ignore_errors=True)
+        new / _CONFIG, {'format': _FORMAT, 'form': form, **facts})
   return folder
 
 
@@ -108,10 +96,54 @@ def read(
   return arrays, ids, facts
 
 
+def is_own(folder: str | Path) -> bool:
+  """Whether a folder's `config.json` is one that `write` wrote."""
+  path = Path(folder) / _CONFIG
+  try:
+    return path.is_file() and (
+        safetensors.read_json(path).get('format') == _FORMAT)
+  except FormatError:
+    return False
+
+
+def whose(folder: str | Path) -> str:
+  """Returns whose drafter a folder holds: 'own', or of an 'other' project.
+
+  Told by marks that a model of its own has not. Of others: keys of Medusa in
+  `config.json`, a matrix `fc.weight` that fuses hidden states (DFlash,
+  DSpark, EAGLE), or a pickle without safetensors, from which no model is
+  read. Which format it is shows when it is read (`host.interchange`).
+
+  Raises:
+    FormatError: neither, or a damaged file; says what was looked for.
+  """
+  folder = Path(folder)
+  if not (folder / _CONFIG).is_file():
+    raise FormatError(f'{folder}: no {_CONFIG}; is it a drafter?')
+  values = safetensors.read_json(folder / _CONFIG)
+  if values.get('format') == _FORMAT:
+    return 'own'
+  if values.get('model_type') == 'medusa' or 'medusa_num_heads' in values:
+    return 'other'
+  if any(folder.glob('*.safetensors')):
+    found = 'fc.weight' in safetensors.read(folder)
+  else:
+    found = any((folder / name).is_file() for name in _PICKLES)
+  if not found:
+    raise FormatError(
+        f'{folder}: no drafter: {_CONFIG} has neither "format": "{_FORMAT}" '
+        f'(ours, with {_ARRAYS}) nor "medusa_num_heads" or "model_type": '
+        '"medusa", and there is no tensor \'fc.weight\' (DFlash, DSpark, '
+        f'EAGLE, speculators) in *.safetensors, nor {" or ".join(_PICKLES)}')
+  return 'other'
+
+
 def is_drafter(folder: str | Path) -> bool:
-  """Whether a folder looks like one that `write` wrote."""
-  return (Path(folder) / _CONFIG).is_file() and (
-      Path(folder) / _ARRAYS).is_file()
+  """Whether a folder holds a drafter, ours or another project's: `whose`."""
+  try:
+    return bool(whose(folder))
+  except FormatError:
+    return False
 
 
 def _stored(
@@ -128,17 +160,3 @@ def _stored(
   scale = np.where(scale > 0, scale, 1.0).astype(np.float32)
   whole = np.clip(np.rint(array / scale), -127, 127).astype(np.int8)
   return {name: whole, name + _SCALE: scale}
-
-
-def _replace(partial: Path, folder: Path) -> None:
-  """Gives a finished folder its name; keeps the old one until then."""
-  if not folder.exists():
-    os.replace(partial, folder)
-    return
-  if not is_drafter(folder) and any(folder.iterdir()):
-    raise OutputError(f'{folder}: exists and is not a drafter')
-  old = Path(tempfile.mkdtemp(
-      prefix=f'{folder.name}.old-', dir=folder.parent)) / 'x'
-  os.replace(folder, old)
-  os.replace(partial, folder)
-  shutil.rmtree(old.parent, ignore_errors=True)

@@ -1,11 +1,13 @@
-"""Files that are whole or not there: write, then rename."""
+"""Files and folders that are whole or not there: write, then rename."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
 import json
 import os
 from pathlib import Path
+import shutil
 import tempfile
 from typing import Any
 
@@ -44,6 +46,61 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
   """Writes indented JSON; see `write_text`."""
   write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + '\n')
+
+
+@contextlib.contextmanager
+def folder(
+    path: str | Path, *, replaces: Callable[[Path], bool] | None = None
+) -> Iterator[Path]:
+  """Lends an empty folder that gets the name `path` once it is filled.
+
+      with output.folder('out/drafter') as new:
+        write_json(new / 'config.json', {})
+
+  It is filled beside `path`. If the block, or anything else, fails, nothing
+  is left of it, and what was at `path` stays.
+
+  Args:
+    path: must not exist, be an empty folder, or be one that is replaced.
+    replaces: says whether a folder that is not empty may be replaced.
+
+  Raises:
+    OutputError: `path` is in use, before anything is written; or it cannot
+      be written (any OSError of the block: disk full, no permission).
+  """
+  path = Path(path).expanduser()
+  aside = None
+  try:
+    if path.exists() and not (
+        path.is_dir() and (not any(path.iterdir())
+                           or (replaces is not None and replaces(path)))):
+      other = '' if replaces is None else ' and holds something else'
+      raise OutputError(f'{path} exists{other}: give a new folder')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(
+        prefix=f'{path.name}.partial-', dir=path.parent))
+    new = aside / 'new'
+    new.mkdir()  # `mkdtemp` lets nobody else read
+    yield new
+    _exchange(new, path, aside / 'old')
+  except OSError as error:
+    raise OutputError(f'{path}: {error.strerror or error}') from error
+  finally:
+    if aside is not None:
+      shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchange(new: Path, path: Path, old: Path) -> None:
+  """Gives `new` the name `path`, and what had it the name `old`."""
+  if not path.exists():
+    os.replace(new, path)
+    return
+  os.replace(path, old)  # a folder with files in it cannot be replaced
+  try:
+    os.replace(new, path)
+  except OSError:
+    os.replace(old, path)
+    raise
 
 
 class JsonLines:

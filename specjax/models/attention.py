@@ -24,7 +24,7 @@ Array = jax.Array
 Cache = dict[str, Array]
 
 # Finite, so that a row that sees nothing is not NaN; exp of it is zero.
-_UNSEEN = -1e30
+UNSEEN = -1e30
 
 
 class Block(struct.PyTreeNode, kw_only=True):
@@ -299,7 +299,7 @@ def attend(
   if softcap is not None:
     scores = jnp.tanh(scores / softcap) * softcap
   scores = scores.reshape(batch, groups, per, size, slots)
-  scores = jnp.where(sight.seen[:, None, None], scores, _UNSEEN)
+  scores = jnp.where(sight.seen[:, None, None], scores, UNSEEN)
   # The plain softmax: XLA on GPUs knows its pattern and makes one kernel.
   probs = jax.nn.softmax(scores, axis=-1).astype(q.dtype).reshape(
       batch, groups, per * size, slots)
@@ -307,33 +307,6 @@ def attend(
                    preferred_element_type=jnp.float32)
   out = out.astype(q.dtype).reshape(batch, groups, per, size, head_dim)
   return jnp.transpose(out, (0, 3, 1, 2, 4))
-
-
-def attend_whole(
-    q: Array, k: Array, v: Array, seen: Array, *, scale: float,
-    softcap: float | None, precision,
-) -> Array:
-  """Attention of a whole text over itself.
-
-  A fused kernel of the vendor where there is one (half precision on NVIDIA
-  GPUs): the scores are never stored.
-
-  Args:
-    q: [B,T,G,Q,H]. k, v: [B,T,G,H]. seen: bool[B,T,T]. The rest: `attend`.
-
-  Returns:
-    [B,T,G,Q,H] in q's dtype.
-  """
-  half = q.dtype in (jnp.bfloat16, jnp.float16)
-  if softcap is None and half and jax.default_backend() == 'gpu':
-    batch, size, groups, per, head_dim = q.shape
-    out = jax.nn.dot_product_attention(
-        q.reshape(batch, size, groups * per, head_dim), k, v,
-        mask=seen[:, None], scale=scale, implementation='cudnn')
-    return out.reshape(q.shape)
-  heads_first = lambda x: jnp.moveaxis(x, 2, 1)  # noqa: E731
-  return attend(q, heads_first(k), heads_first(v), Sight(seen), scale=scale,
-                softcap=softcap, precision=precision)
 
 
 def compact(cache: Cache, root: Array, path: Array) -> Cache:

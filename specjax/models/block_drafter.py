@@ -20,9 +20,10 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from specjax.models import attention, rope
-from specjax.models.attention import Block, Sight
-from specjax.models.transformer import MLP, RMSNorm, TransformerConfig, declare
+from specjax.models import draft_layers, whole_attention
+from specjax.models.attention import Block, Cache, Sight
+from specjax.models.draft_layers import DraftLayer
+from specjax.models.transformer import RMSNorm, TransformerConfig, declare
 
 Array = jax.Array
 
@@ -37,7 +38,8 @@ class BlockConfig:
 
   Attributes:
     decoder: layers of the drafter: widths, heads, norms, rotary base, dtype.
-      `embed_dim` is the target's, `vocab_size` the target's V.
+      `embed_dim`, `embed_scale` and `final_softcap` are the target's,
+      `vocab_size` the target's V. Options: see `EagleConfig`.
     taps: layers of the target whose inputs are read: ids of the residual
       stream entering layer i (`'resid_i'`), ascending.
     draft_vocab_size: W, tokens that can be drafted.
@@ -66,6 +68,7 @@ class BlockConfig:
   confidence: bool = True
 
   def __post_init__(self):
+    draft_layers.check(self.decoder)
     for name, value, known in (
         ('layout', self.layout, LAYOUTS),
         ('markov', self.markov, MARKOV_HEADS),
@@ -93,73 +96,6 @@ class BlockConfig:
     return self.width - self.num_slots
 
 
-class BlockAttention(nn.Module):
-  """Attention of block slots over the context and their own block."""
-
-  config: TransformerConfig
-
-  def setup(self):
-    c = self.config
-    self.per = c.num_heads // c.num_kv_heads
-    shape = (c.embed_dim, c.num_kv_heads, self.per + 2, c.head_dim)
-    self.qkv = declare(self, 'qkv', shape, ('embed', 'kv_heads', None, None),
-                       c.dtype)
-    self.out = declare(
-        self, 'out', (c.num_kv_heads, self.per, c.head_dim, c.embed_dim),
-        ('kv_heads', None, None, 'embed'), c.dtype)
-    if c.qk_norm:
-      self.q_norm = RMSNorm(c, c.head_dim)
-      self.k_norm = RMSNorm(c, c.head_dim)
-
-  def keys(self, x: Array, table) -> tuple[Array, Array]:
-    """Returns keys and values [B,T,G,H] of `x [B,T,D]`: rows of context."""
-    mixed = jnp.einsum('btd,dgqh->btgqh', x, self.qkv[:, :, self.per:],
-                       precision=self.config.precision)
-    return self._keys(mixed, table)
-
-  def project(self, x: Array, table) -> tuple[Array, Array, Array]:
-    """Returns q [B,T,G,Q,H], k and v [B,T,G,H] of block slots."""
-    mixed = jnp.einsum('btd,dgqh->btgqh', x, self.qkv,
-                       precision=self.config.precision)
-    q = mixed[:, :, :, :self.per]
-    if self.config.qk_norm:
-      q = self.q_norm(q)
-    return (rope.rotate(q, table), *self._keys(mixed, table))
-
-  def _keys(self, mixed: Array, table) -> tuple[Array, Array]:
-    k, v = mixed[..., -2, :], mixed[..., -1, :]
-    if self.config.qk_norm:
-      k = self.k_norm(k)
-    return rope.rotate(k, table), v
-
-  def finish(self, mixed: Array) -> Array:
-    """Returns [B,T,D] of attention's output [B,T,G,Q,H]."""
-    c = self.config
-    width = c.num_heads * c.head_dim
-    return jnp.dot(mixed.reshape(mixed.shape[:2] + (width,)),
-                   self.out.reshape(width, c.embed_dim),
-                   precision=c.precision)
-
-
-class BlockLayer(nn.Module):
-  """Attention and MLP around the residual stream of block slots."""
-
-  config: TransformerConfig
-
-  def setup(self):
-    c = self.config
-    self.attention_norm = RMSNorm(c, c.embed_dim)
-    self.attention = BlockAttention(c)
-    self.mlp_norm = RMSNorm(c, c.embed_dim)
-    self.mlp = MLP(c)
-
-  def __call__(self, z: Array, table, attend) -> Array:
-    """Runs on `z [B,T,D]`; `attend(q, k, v) -> [B,T,G,Q,H]`."""
-    q, k, v = self.attention.project(self.attention_norm(z), table)
-    z = z + self.attention.finish(attend(q, k, v))
-    return z + self.mlp(self.mlp_norm(z))
-
-
 class BlockNet(nn.Module):
   """The network; see the module docstring."""
 
@@ -171,7 +107,7 @@ class BlockNet(nn.Module):
         self, 'fuse', (len(c.taps) * d.embed_dim, d.embed_dim),
         (None, 'embed'), d.dtype)
     self.context_norm = RMSNorm(d, d.embed_dim)
-    self.layers = [BlockLayer(d, name=f'layer_{i}')
+    self.layers = [DraftLayer(d, name=f'layer_{i}')
                    for i in range(d.num_layers)]
     self.final_norm = RMSNorm(d, d.embed_dim)
     if c.mask_token is None:
@@ -206,7 +142,7 @@ class BlockNet(nn.Module):
     x = jnp.dot(features.astype(self.fuse.dtype), self.fuse,
                 precision=d.precision)
     x = self.context_norm(x)
-    table = rope.tables(position, d.head_dim, d.rope_base, d.rope_scaling)
+    table = draft_layers.tables(d, position)
     return [layer.attention.keys(x, table) for layer in self.layers]
 
   def block_input(self, anchor: Array, mask: Array | None) -> Array:
@@ -238,12 +174,18 @@ class BlockNet(nn.Module):
     batch, num = anchor.shape[:2]
     z = self.block_input(anchor, mask).reshape(batch, num * c.width, -1)
     position = anchor_position[..., None] + jnp.arange(c.width)
-    table = rope.tables(position.reshape(batch, -1), d.head_dim, d.rope_base,
-                        d.rope_scaling)
+    table = draft_layers.tables(d, position.reshape(batch, -1))
     context = self.context(features, text_position)
+
+    def attend_to(k, v):
+      def attend(q, bk, bv):
+        return whole_attention.attend_blocks(
+            q, k, v, bk, bv, seen, scale=d.score_scale,
+            precision=d.precision)
+      return attend
+
     for layer, (k, v) in zip(self.layers, context, strict=True):
-      z = layer(z, table, lambda q, bk, bv, k=k, v=v: _attend_blocks(
-          q, k, v, bk, bv, seen, d))
+      z = layer(z, table, attend_to(k, v))
     z = self.final_norm(z).reshape(batch, num, c.width, -1)
     return z[:, :, c.first:]
 
@@ -265,21 +207,16 @@ class BlockNet(nn.Module):
     c, d = self.config, self.config.decoder
     z = self.block_input(anchor, mask)
     position = base[:, None] + jnp.arange(c.width)
-    table = rope.tables(position, d.head_dim, d.rope_base, d.rope_scaling)
+    table = draft_layers.tables(d, position)
     slots = cache[0]['k'].shape[2]
     seen = jnp.arange(slots) < base[:, None] + c.width
     sight = Sight(jnp.broadcast_to(
         seen[:, None], position.shape + (slots,)))
     block = Block(base=base, position=position)
-
-    new = []
+    new: list[Cache] = []
     for layer, entry in zip(self.layers, cache, strict=True):
-      def attend(q, k, v, entry=entry):
-        new.append(attention.write(entry, block, k, v))
-        return attention.attend(
-            q, new[-1]['k'], new[-1]['v'], sight, scale=d.head_dim ** -0.5,
-            softcap=None, precision=d.precision)
-      z = layer(z, table, attend)
+      z = layer(z, table, draft_layers.over_cache(
+          d, entry, block, sight, new))
     return self.final_norm(z)[:, c.first:], tuple(new)
 
   def previous(self, index: Array, embedding: Array) -> Array:
@@ -331,36 +268,6 @@ class BlockNet(nn.Module):
       self.bias(out, e)
     if self.config.confidence:
       self.confidence(out, e)
-
-
-def _attend_blocks(q, k, v, bk, bv, seen, config) -> Array:
-  """Attention of A blocks over a shared context and their own slots.
-
-  Two products and one softmax; no (A*b) x (A*b) mask is ever made.
-
-  Args:
-    q: [B,A*b,G,Q,H]. k, v: [B,S,G,H]. bk, bv: [B,A*b,G,H].
-    seen: bool[B,A,S].
-  """
-  batch, total, groups, per, head_dim = q.shape
-  num, slots = seen.shape[1:]
-  width = total // num
-  precision = config.precision
-  scale = head_dim ** -0.5
-  split = lambda x: x.reshape((batch, num, width) + x.shape[2:])  # noqa: E731
-  q, bk, bv = split(q), split(bk), split(bv)
-  far = jnp.einsum('bawgqh,bsgh->bgqaws', q, k, precision=precision,
-                   preferred_element_type=jnp.float32) * scale
-  far = jnp.where(seen[:, None, None, :, None], far, -1e30)
-  near = jnp.einsum('bawgqh,baxgh->bgqawx', q, bk, precision=precision,
-                    preferred_element_type=jnp.float32) * scale
-  probs = jax.nn.softmax(
-      jnp.concatenate([far, near], axis=-1), axis=-1).astype(q.dtype)
-  out = jnp.einsum('bgqaws,bsgh->bawgqh', probs[..., :slots], v,
-                   precision=precision, preferred_element_type=jnp.float32)
-  out += jnp.einsum('bgqawx,baxgh->bawgqh', probs[..., slots:], bv,
-                    precision=precision, preferred_element_type=jnp.float32)
-  return out.astype(q.dtype).reshape(batch, total, groups, per, head_dim)
 
 
 def init(config: BlockConfig, key: Array) -> Any:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from specjax.models import attention, block_drafter, draft_vocab
+from specjax.models import (
+  attention,
+  block_drafter,
+  draft_vocab,
+  transformer,
+  weights,
+)
 from specjax.models.attention import Block
 from specjax.models.block_drafter import BlockConfig, BlockNet
 
@@ -44,8 +49,7 @@ class BlockModel:
 
   def init(self, key: Array) -> Any:
     """Returns random weights in float32."""
-    net = nn.unbox(block_drafter.init(self.config, key))
-    return jax.tree.map(lambda x: x.astype(jnp.float32), net)
+    return weights.trainable(block_drafter.init(self.config, key))
 
   def attach(self, net: Any, target: Any, ids: Any) -> Any:
     """Returns the parameters for decoding: shares the target's head.
@@ -53,19 +57,19 @@ class BlockModel:
     Args:
       net: trained weights. target: the target's parameters.
       ids: int[W], ascending draft vocabulary.
+
+    Raises:
+      ValueError: ids that are not W ascending tokens.
     """
-    table = draft_vocab.table(ids, self.config.decoder.vocab_size)
-    head = target['head'] if 'head' in target else target['embedding']
-    return {'net': net, 'head': jnp.take(head, table['ids'], axis=0), **table}
+    table = draft_vocab.table(
+        ids, self.vocab_size, self.config.draft_vocab_size)
+    return {'net': net, 'head': draft_vocab.rows(target, table['ids']),
+            **table}
 
   def empty(self, batch: int, capacity: int) -> tuple:
     """Returns empty keys and values, one dict a layer."""
-    d = self.config.decoder
-    return tuple(
-        attention.empty_cache(
-            batch, capacity + self.config.width, d.num_kv_heads, d.head_dim,
-            d.dtype)
-        for _ in range(d.num_layers))
+    return transformer.empty_cache(
+        self.config.decoder, batch, capacity + self.config.width)
 
   def absorb(
       self, params: Any, cache: tuple, features: Array, base: Array,
@@ -94,10 +98,7 @@ class BlockModel:
 
   def embed(self, target: Any, tokens: Array) -> Array:
     """Returns the target's embeddings [...,D] of `tokens`."""
-    x = jnp.take(target['embedding'], tokens, axis=0, mode='clip')
-    x = x.astype(self.config.decoder.dtype)
-    scale = self.config.decoder.embed_scale
-    return x if scale is None else x * jnp.asarray(scale, x.dtype)
+    return draft_vocab.embed(self.config.decoder, target, tokens)
 
   def mask(self, target: Any) -> Array | None:
     """Returns the embedding of the mask token, or None if it is trained."""
@@ -107,13 +108,7 @@ class BlockModel:
 
   def logits(self, params: Any, hidden: Array) -> Array:
     """Returns f32[...,W] of states [...,D], the Markov term left out."""
-    d = self.config.decoder
-    logits = jnp.einsum('...d,vd->...v', hidden, params['head'].astype(
-        hidden.dtype), precision=d.precision,
-        preferred_element_type=jnp.float32)
-    if d.final_softcap is not None:
-      logits = jnp.tanh(logits / d.final_softcap) * d.final_softcap
-    return logits
+    return draft_vocab.scores(self.config.decoder, params['head'], hidden)
 
   def previous(self, params: Any, target: Any, tokens: Array):
     """Returns the Markov vectors [...,r] of target ids, or None."""

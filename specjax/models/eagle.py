@@ -22,9 +22,10 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from specjax.models import attention, rope
-from specjax.models.attention import Block
-from specjax.models.transformer import MLP, RMSNorm, TransformerConfig, declare
+from specjax.models import attention, draft_layers, whole_attention
+from specjax.models.attention import Block, Cache
+from specjax.models.draft_layers import DraftLayer
+from specjax.models.transformer import RMSNorm, TransformerConfig, declare
 
 Array = jax.Array
 
@@ -78,81 +79,7 @@ class EagleConfig:
       raise ValueError(
           f'draft_vocab_size={self.draft_vocab_size}: must be in [1, '
           f'{self.decoder.vocab_size}], the tokens of the target')
-    d = self.decoder
-    if any(d.local_layers) or d.post_norms or d.attention_softcap is not None:
-      raise ValueError('decoder: no sliding windows, post_norms or '
-                       'attention_softcap')
-
-
-class EagleAttention(nn.Module):
-  """Projections of attention; inputs may be wider than the output."""
-
-  config: TransformerConfig
-  inputs: int
-
-  def setup(self):
-    c = self.config
-    self.per = c.num_heads // c.num_kv_heads
-    shape = (self.inputs, c.num_kv_heads, self.per + 2, c.head_dim)
-    axes = ('embed', 'kv_heads', None, None)
-    self.qkv = declare(self, 'qkv', shape, axes, c.dtype)
-    if c.qkv_bias:
-      self.qkv_bias = declare(self, 'qkv_bias', shape[1:], axes[1:], c.dtype,
-                              nn.initializers.zeros_init())
-    self.out = declare(
-        self, 'out', (c.num_kv_heads, self.per, c.head_dim, c.embed_dim),
-        ('kv_heads', None, None, 'embed'), c.dtype)
-    if c.qk_norm:
-      self.q_norm = RMSNorm(c, c.head_dim)
-      self.k_norm = RMSNorm(c, c.head_dim)
-
-  def project(self, x: Array, table) -> tuple[Array, Array, Array]:
-    """Returns q [B,T,G,Q,H], k and v [B,T,G,H] of `x [B,T,inputs]`."""
-    c = self.config
-    mixed = jnp.einsum('btd,dgqh->btgqh', x, self.qkv, precision=c.precision)
-    if c.qkv_bias:
-      mixed += self.qkv_bias
-    q, k = mixed[:, :, :, :self.per], mixed[..., -2, :]
-    if c.qk_norm:
-      q, k = self.q_norm(q), self.k_norm(k)
-    return rope.rotate(q, table), rope.rotate(k, table), mixed[..., -1, :]
-
-  def finish(self, mixed: Array) -> Array:
-    """Returns [B,T,D] of attention's output [B,T,G,Q,H]."""
-    c = self.config
-    width = c.num_heads * c.head_dim
-    return jnp.dot(mixed.reshape(mixed.shape[:2] + (width,)),
-                   self.out.reshape(width, c.embed_dim),
-                   precision=c.precision)
-
-
-class EagleLayer(nn.Module):
-  """Attention and MLP around the residual stream of rows."""
-
-  config: EagleConfig
-  index: int
-
-  def setup(self):
-    c, d = self.config, self.config.decoder
-    third = c.version == '3'
-    if third:
-      self.embedding_norm = RMSNorm(d, d.embed_dim)
-    if third or self.index:
-      self.attention_norm = RMSNorm(d, d.embed_dim)
-    self.attention = EagleAttention(d, d.embed_dim * (2 if third else 1))
-    self.mlp_norm = RMSNorm(d, d.embed_dim)
-    self.mlp = MLP(d)
-
-  def __call__(self, x: Array, embedding: Array, table, attend) -> Array:
-    """Runs on `x [B,T,D]`; `attend(q, k, v) -> [B,T,G,Q,H]`."""
-    u = x
-    if self.config.version == '3' or self.index:
-      u = self.attention_norm(x)
-    if self.config.version == '3':
-      u = jnp.concatenate([self.embedding_norm(embedding), u], axis=-1)
-    q, k, v = self.attention.project(u, table)
-    x = x + self.attention.finish(attend(q, k, v))
-    return x + self.mlp(self.mlp_norm(x))
+    draft_layers.check(self.decoder)
 
 
 class EagleNet(nn.Module):
@@ -169,9 +96,11 @@ class EagleNet(nn.Module):
       self.fuse_bias = declare(
           self, 'fuse_bias', (d.embed_dim,), ('embed',), d.dtype,
           nn.initializers.zeros_init())
-    self.layers = [EagleLayer(c, i, name=f'layer_{i}')
-                   for i in range(d.num_layers)]
-    if c.version == '3':
+    third = c.version == '3'
+    self.layers = [
+        DraftLayer(d, is_normed=third or i > 0, with_embedding=third,
+                   name=f'layer_{i}') for i in range(d.num_layers)]
+    if third:
       self.final_norm = RMSNorm(d, d.embed_dim)
     if c.own_head:
       self.head = declare(self, 'head', (c.draft_vocab_size, d.embed_dim),
@@ -199,13 +128,12 @@ class EagleNet(nn.Module):
       position: int32[B,T], rotary positions.
       attends: `attend(q, k, v) -> [B,T,G,Q,H]` of each layer.
     """
-    d = self.config.decoder
-    table = rope.tables(position, d.head_dim, d.rope_base, d.rope_scaling)
+    table = draft_layers.tables(self.config.decoder, position)
     x = given
     if self.config.version == '1':
       x = self._fuse(jnp.concatenate([embedding, given], axis=-1))
     for layer, attend in zip(self.layers, attends, strict=True):
-      x = layer(x, embedding, table, attend)
+      x = layer(x, table, attend, embedding)
     return x
 
   def extend(
@@ -214,18 +142,11 @@ class EagleNet(nn.Module):
     """Runs rows over a cache: outputs [B,T,D] and the cache. Decoding."""
     d = self.config.decoder
     sight = attention.sight(cache[0], block, None)
-    new: list[attention.Cache] = []
-
-    def attend_over(entry):
-      def attend(q, k, v):
-        new.append(attention.write(entry, block, k, v))
-        return attention.attend(
-            q, new[-1]['k'], new[-1]['v'], sight, scale=_scale(d),
-            softcap=None, precision=d.precision)
-      return attend
-
-    x = self.rows(given, embedding, block.position,
-                  [attend_over(entry) for entry in cache])
+    new: list[Cache] = []
+    x = self.rows(
+        given, embedding, block.position,
+        [draft_layers.over_cache(d, entry, block, sight, new)
+         for entry in cache])
     return x, tuple(new)
 
   def unroll(
@@ -258,7 +179,8 @@ class EagleNet(nn.Module):
     def attend_to(own):
       def attend(q, k, v):
         own.append((k, v))
-        return _attend_rows(q, own, seen, d)
+        return whole_attention.attend_rows(
+            q, own, seen, scale=d.score_scale, precision=d.precision)
       return attend
 
     out = []
@@ -282,46 +204,6 @@ class EagleNet(nn.Module):
         self.observe(features), embedding, jnp.zeros((1, size), jnp.int32),
         jnp.ones((1, size, size), bool), 1)
     return self.state(out)
-
-
-def _scale(config: TransformerConfig) -> float:
-  return config.query_scale or config.head_dim ** -0.5
-
-
-def _attend_rows(q: Array, stored: list, seen: Array,
-                 config: TransformerConfig) -> Array:
-  """Attention over all rows' first keys and each row's own later ones.
-
-  One product over the text, one dot product a later step, one softmax; the
-  scores are computed again in the backward pass.
-
-  Args:
-    q: [B,S,G,Q,H]. stored: `(k, v) [B,S,G,H]` of steps 0, 1, ...
-    seen: bool[B,S,S], of step 0.
-  """
-  precision = config.precision
-  size = q.shape[1]
-
-  @jax.checkpoint
-  def attend(q, stored):
-    (k, v), later = stored[0], stored[1:]
-    scores = [jnp.where(seen[:, None, None], jnp.einsum(
-        'btgqh,bsgh->bgqts', q, k, precision=precision,
-        preferred_element_type=jnp.float32), -1e30)]
-    scores += [jnp.einsum(
-        'btgqh,btgh->bgqt', q, own, precision=precision,
-        preferred_element_type=jnp.float32)[..., None] for own, _ in later]
-    probs = jax.nn.softmax(
-        jnp.concatenate(scores, axis=-1) * _scale(config),
-        axis=-1).astype(q.dtype)
-    out = jnp.einsum('bgqts,bsgh->btgqh', probs[..., :size], v,
-                     precision=precision, preferred_element_type=jnp.float32)
-    for i, (_, own) in enumerate(later):
-      share = jnp.moveaxis(probs[..., size + i], 3, 1)  # [B,S,G,Q]
-      out += share[..., None].astype(jnp.float32) * own[:, :, :, None]
-    return out.astype(q.dtype)
-
-  return attend(q, tuple(stored))
 
 
 def init(config: EagleConfig, key: Array) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from specjax.models import attention, draft_vocab
+from specjax.models import draft_vocab, eagle, transformer, weights
 from specjax.models.attention import Block
 from specjax.models.eagle import EagleConfig, EagleNet
 
@@ -34,6 +34,10 @@ class EagleModel:
       return ('final',)
     return tuple(f'resid_{i}' for i in self.config.taps)
 
+  def init(self, key: Array) -> Any:
+    """Returns random weights in float32."""
+    return weights.trainable(eagle.init(self.config, key))
+
   def attach(self, net: Any, target: Any, ids: Any) -> Any:
     """Returns the parameters for decoding: shares the target's head.
 
@@ -44,23 +48,17 @@ class EagleModel:
     Raises:
       ValueError: ids that are not W ascending tokens.
     """
-    table = draft_vocab.table(ids, self.config.decoder.vocab_size)
-    num = table['ids'].shape[0]
-    if num != self.config.draft_vocab_size:
-      raise ValueError(f'draft vocabulary of {num} ids, but '
-                       f'draft_vocab_size={self.config.draft_vocab_size}')
+    table = draft_vocab.table(
+        ids, self.config.decoder.vocab_size, self.config.draft_vocab_size)
     if self.config.own_head:
       return {'net': net, **table}
-    return {'net': net, 'head': target_rows(target, table['ids']), **table}
+    return {'net': net, 'head': draft_vocab.rows(target, table['ids']),
+            **table}
 
   def empty(self, batch: int, capacity: int) -> Any:
     """Returns `{'cache': keys and values a layer, 'hidden': [B,D]}`."""
     d = self.config.decoder
-    cache = tuple(
-        attention.empty_cache(
-            batch, capacity, d.num_kv_heads, d.head_dim, d.dtype)
-        for _ in range(d.num_layers))
-    return {'cache': cache,
+    return {'cache': transformer.empty_cache(d, batch, capacity),
             'hidden': jnp.zeros((batch, d.embed_dim), d.dtype)}
 
   def observe(self, params: Any, features: Array) -> Array:
@@ -110,47 +108,26 @@ class EagleModel:
 
   def embed(self, target: Any, tokens: Array) -> Array:
     """Returns the target's embeddings [...,D] of `tokens`."""
-    x = jnp.take(target['embedding'], tokens, axis=0, mode='clip')
-    x = x.astype(self.config.decoder.dtype)
-    scale = self.config.decoder.embed_scale
-    return x if scale is None else x * jnp.asarray(scale, x.dtype)
+    return draft_vocab.embed(self.config.decoder, target, tokens)
 
   def logits(self, params: Any, hidden: Array) -> Array:
     """Returns the drafter's f32[...,W] of rows' outputs [...,D]."""
-    hidden = self._apply(params, 'state', hidden)
-    if self.config.own_head:
-      return self._product(hidden, params['net']['head'])
-    return self._bounded(self._product(hidden, params['head']))
+    hidden, d = self._apply(params, 'state', hidden), self.config.decoder
+    if self.config.own_head:  # trained without the target's bound
+      return draft_vocab.product(d, params['net']['head'], hidden)
+    return draft_vocab.scores(d, params['head'], hidden)
 
   def target_logits(self, params: Any, target: Any, final: Array) -> Array:
     """Returns the target's f32[...,W] of its states [...,D] after the norm."""
     head = params.get('head')
     if head is None:
-      head = target_rows(target, params['ids'])
-    return self._bounded(self._product(final, head))
+      head = draft_vocab.rows(target, params['ids'])
+    return draft_vocab.scores(self.config.decoder, head, final)
 
   def spread(self, params: Any, logits: Array) -> Array:
     """Returns f32[...,V] of f32[...,W]."""
-    if self.config.draft_vocab_size == self.config.decoder.vocab_size:
-      return logits  # ascending ids: the same order
     return draft_vocab.spread(logits, params['inverse'])
-
-  def _product(self, x: Array, head: Array) -> Array:
-    return jnp.einsum(
-        '...d,vd->...v', x, head.astype(x.dtype),
-        precision=self.config.decoder.precision,
-        preferred_element_type=jnp.float32)
-
-  def _bounded(self, logits: Array) -> Array:
-    cap = self.config.decoder.final_softcap
-    return logits if cap is None else jnp.tanh(logits / cap) * cap
 
   def _apply(self, params: Any, method: str, *args):
     net: Any = EagleNet(self.config)
     return net.apply({'params': params['net']}, *args, method=method)
-
-
-def target_rows(target: Any, ids: Array) -> Array:
-  """Returns the rows [W,D] of the target's head."""
-  head = target['head'] if 'head' in target else target['embedding']
-  return jnp.take(head, ids, axis=0)

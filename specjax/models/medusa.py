@@ -18,7 +18,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from specjax.models import draft_vocab
+from specjax.models import draft_vocab, weights
 from specjax.models.transformer import TransformerConfig, declare
 
 Array = jax.Array
@@ -208,6 +208,10 @@ class HeadsModel:
     """Whether a head reads the tokens before its own."""
     return self.config.reads_path
 
+  def init(self, key: Array) -> Any:
+    """Returns fresh weights in float32: every head is the target's own."""
+    return weights.trainable(init(self.config, key))
+
   def attach(self, net: Any, target: Any, ids: Any) -> Any:
     """Returns the parameters for training and decoding.
 
@@ -219,12 +223,9 @@ class HeadsModel:
       ValueError: a draft vocabulary that does not fit the config.
     """
     c = self.config
-    table = draft_vocab.table(ids, c.vocab_size)
-    if table['ids'].size != c.draft_vocab_size:
-      raise ValueError(f'draft vocabulary of {table["ids"].size} ids: '
-                       f'draft_vocab_size={c.draft_vocab_size}')
-    head = target['head'] if 'head' in target else target['embedding']
-    return {'net': net, 'head': jnp.take(head, table['ids'], axis=0), **table}
+    table = draft_vocab.table(ids, c.vocab_size, c.draft_vocab_size)
+    return {'net': net, 'head': draft_vocab.rows(target, table['ids']),
+            **table}
 
   def fold(self, params: Any) -> Any:
     """Returns the parameters with every head's matrix added up: [M,W,D].
@@ -271,8 +272,8 @@ class HeadsModel:
       # A head that is known while tracing reads no more than it needs.
       path = path[..., :index + 1] if isinstance(index, int) else path
       read = jnp.arange(path.shape[-1]) <= heads[:, None]
-      tokens = jnp.where(
-          read[..., None], self._embed(target, path)[..., None, :, :], 0)
+      tokens = draft_vocab.embed(c, target, path)[..., None, :, :]
+      tokens = jnp.where(read[..., None], tokens, 0)
       x = jnp.concatenate([x, tokens.reshape(shape + (-1,))], axis=-1)
     net: Any = HeadsNet(c)
     out = net.apply({'params': params['net']}, x, index)
@@ -282,39 +283,25 @@ class HeadsModel:
     """Returns f32[...,W] or f32[...,M,W] of what `hidden` returned."""
     if index is not None:
       hidden = hidden[..., None, :]
-    own, base = params['net'].get('head'), params['head']
+    c, own, base = self.config, params['net'].get('head'), params['head']
     logits = jnp.float32(0)
     if base.ndim == 2:
-      logits = self._scores('...d,vd->...v', hidden, base)
+      logits = draft_vocab.product(c, base, hidden)
     else:
       own = base
     if own is not None:
-      logits += self._scores(
-          '...md,mvd->...mv', hidden, take_head(own, index))
-    return self._cap(logits if index is None else logits[..., 0, :])
+      logits += draft_vocab.product(
+          c, take_head(own, index), hidden, '...md,mvd->...mv')
+    return draft_vocab.bounded(
+        c, logits if index is None else logits[..., 0, :])
 
   def teacher(self, params: Any, final: Array) -> Array:
     """Returns f32[...,W], the target's logits of `final [...,D]`.
 
     Of parameters that `attach` returned.
     """
-    return self._cap(self._scores('...d,vd->...v', final, params['head']))
+    return draft_vocab.scores(self.config, params['head'], final)
 
   def spread(self, params: Any, logits: Array) -> Array:
     """Returns f32[...,V] of f32[...,W]."""
     return draft_vocab.spread(logits, params['inverse'])
-
-  def _embed(self, target: Any, tokens: Array) -> Array:
-    x = jnp.take(target['embedding'], tokens, axis=0, mode='clip')
-    x = x.astype(self.config.dtype)
-    scale = self.config.embed_scale
-    return x if scale is None else x * jnp.asarray(scale, x.dtype)
-
-  def _scores(self, spec: str, hidden: Array, head: Array) -> Array:
-    return jnp.einsum(
-        spec, hidden, head.astype(hidden.dtype),
-        precision=self.config.precision, preferred_element_type=jnp.float32)
-
-  def _cap(self, logits: Array) -> Array:
-    cap = self.config.final_softcap
-    return logits if cap is None else jnp.tanh(logits / cap) * cap

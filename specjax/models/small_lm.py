@@ -15,7 +15,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from specjax.models import draft_vocab, transformer, trimmed
+from specjax.models import draft_vocab, transformer, weights
 from specjax.models.attention import Block
 from specjax.models.transformer import TransformerConfig
 from specjax.models.trimmed import TrimmedLM
@@ -93,8 +93,7 @@ class SmallLMModel:
 
   def init(self, key: Array) -> Any:
     """Returns random weights in float32."""
-    net = nn.unbox(init(self.config, key))
-    return jax.tree.map(lambda x: x.astype(jnp.float32), net)
+    return weights.trainable(init(self.config, key))
 
   def attach(
       self, net: Any, target: Any, ids: Any, *, copies: bool = True
@@ -112,10 +111,8 @@ class SmallLMModel:
         embedding has another shape, when it is used.
     """
     config = self.config
-    table = draft_vocab.table(ids, self.vocab_size)
-    if len(ids) != config.draft_vocab_size:
-      raise ValueError(f'{len(ids)} ids for draft_vocab_size='
-                       f'{config.draft_vocab_size}')
+    table = draft_vocab.table(
+        ids, self.vocab_size, config.draft_vocab_size)
     params = {'net': net, **table}
     trimmed_head = config.draft_vocab_size < self.vocab_size
     if config.embedding == 'target':
@@ -126,9 +123,9 @@ class SmallLMModel:
             f'{(self.vocab_size, config.decoder.embed_dim)}')
       params['embedding'] = target['embedding']
       if config.decoder.tied:
-        params['head'] = trimmed.rows(target, table['ids'])
+        params['head'] = draft_vocab.rows(target, table['ids'])
     elif config.decoder.tied and trimmed_head and copies:
-      params['head'] = trimmed.rows(net, table['ids'])
+      params['head'] = draft_vocab.rows(net, table['ids'])
     return params
 
   def lm_params(self, params: Any) -> Any:
@@ -139,7 +136,7 @@ class SmallLMModel:
       inner['embedding'] = params['embedding']
     head = net.get('head', params.get('head'))
     if head is None:
-      head = trimmed.rows(net, params['ids'])
+      head = draft_vocab.rows(net, params['ids'])
     return {'lm': inner, 'head': head.astype(inner['embedding'].dtype),
             'ids': params['ids'], 'inverse': params['inverse']}
 
@@ -189,8 +186,7 @@ class SmallLMModel:
 
   def logits(self, head: Array, states: Array) -> Array:
     """Returns f32[...,W] of states [...,D] and rows [W,D] of a head."""
-    return trimmed.scores(
-        self.config.decoder, head.astype(states.dtype), states)
+    return draft_vocab.scores(self.config.decoder, head, states)
 
 
 def init(config: SmallLMConfig, key: Array) -> Any:

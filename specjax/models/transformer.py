@@ -17,7 +17,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from specjax.models import attention, rope
+from specjax.models import attention, rope, whole_attention
 from specjax.models.attention import Block, Sight
 
 Array = jax.Array
@@ -93,6 +93,11 @@ class TransformerConfig:
     return jax.lax.Precision.DEFAULT
 
   @property
+  def score_scale(self) -> float:
+    """What multiplies the scores of attention."""
+    return self.query_scale or self.head_dim ** -0.5
+
+  @property
   def num_params(self) -> int:
     """Number of parameters."""
     per_head = self.num_heads + 2 * self.num_kv_heads
@@ -156,10 +161,10 @@ class Attention(nn.Module):
       k = RMSNorm(c, c.head_dim, name='k_norm')(k)
     q, k = rope.rotate(q, table), rope.rotate(k, table)
     kwargs: dict[str, Any] = dict(
-        scale=c.query_scale or c.head_dim ** -0.5,
-        softcap=c.attention_softcap, precision=c.precision)
+        scale=c.score_scale, softcap=c.attention_softcap,
+        precision=c.precision)
     if block.whole:
-      out = attention.attend_whole(q, k, v, sight.seen, **kwargs)
+      out = whole_attention.attend_whole(q, k, v, sight.seen, **kwargs)
     else:
       cache = attention.write(cache, block, k, v)
       out = attention.attend(q, cache['k'], cache['v'], sight, **kwargs)

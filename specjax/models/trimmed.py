@@ -14,12 +14,11 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from specjax.models import draft_vocab
 from specjax.models.attention import Block
 from specjax.models.causal import CausalLM
-from specjax.models.transformer import TransformerConfig
+from specjax.models.draft_vocab import rows, scores
 
 Array = jax.Array
 
@@ -48,10 +47,8 @@ class TrimmedLM(CausalLM):
 
   def head(self, params: Any, x: Array) -> Array:
     """Returns f32[B,T,V] of states [B,T,D] after the last norm."""
-    logits = scores(self.config, params['head'], x)
-    if logits.shape[-1] == self.vocab_size:
-      return logits  # ids are ascending: all of them, in order
-    return draft_vocab.spread(logits, params['inverse'])
+    return draft_vocab.spread(
+        scores(self.config, params['head'], x), params['inverse'])
 
 
 def trim(lm: CausalLM, params: Any, ids: Any) -> tuple[TrimmedLM, Any]:
@@ -70,20 +67,3 @@ def trim(lm: CausalLM, params: Any, ids: Any) -> tuple[TrimmedLM, Any]:
   config = dataclasses.replace(lm.config, tied=True)
   return (TrimmedLM(config, lm.chunk, lm.exact_trees),
           {'lm': body, 'head': rows(params, table['ids']), **table})
-
-
-def rows(params: Any, ids: Array) -> Array:
-  """Returns the rows [W,D] of a model's head, its embedding if it is tied."""
-  head = params['head'] if 'head' in params else params['embedding']
-  if ids.shape[0] == head.shape[0]:
-    return head  # not a second copy of it
-  return jnp.take(head, ids, axis=0)
-
-
-def scores(config: TransformerConfig, head: Array, x: Array) -> Array:
-  """Returns f32[...,W] of normed states [...,D] and rows [W,D] of a head."""
-  logits = jnp.einsum('...d,vd->...v', x, head, precision=config.precision,
-                      preferred_element_type=jnp.float32)
-  if config.final_softcap is not None:
-    logits = jnp.tanh(logits / config.final_softcap) * config.final_softcap
-  return logits

@@ -1,13 +1,13 @@
 """Parameters by name: checkpoints to our tree and back, and random ones.
 
-One table (`_parts`) says for every parameter which stored tensors it is made
-of and how, in both directions. The tree itself (names, shapes, dtypes, logical
-axes) is asked of the model, so the table cannot drift from it unnoticed.
+`weight_table` says what each parameter is stored as. The tree itself (names,
+shapes, dtypes, logical axes) is asked of the model, so that the table cannot
+drift from it unnoticed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 import dataclasses
 import re
 from typing import Any
@@ -19,50 +19,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from specjax.io.errors import FormatError
-from specjax.models import transformer
+from specjax.models import transformer, weight_table
 from specjax.models.transformer import TransformerConfig
+from specjax.models.weight_table import Part, Path
 
 Array = jax.Array
-Path = tuple[str, ...]
 
-# Prefixes of the decoder's tensors: plain, bare decoder, multimodal Gemma 3
-# as published, and as transformers 5 saves it.
-_HF_PREFIXES = (
-    'model.', '', 'language_model.model.', 'model.language_model.')
 # Buffers, other modalities: not weights of the decoder.
 _IGNORED = re.compile(
     r'rotary_emb\.inv_freq$|^rope_freqs\.weight$|attn_rot_embd\.weight$'
     r'|(^|\.)vision_tower\.|(^|\.)multi_modal_projector\.')
-
-# Our name -> (Hugging Face, GGUF). The second norm's Hugging Face name means
-# another place in Gemma 3, hence two tables.
-_NORMS = {
-    'attention_norm': ('input_layernorm', 'attn_norm'),
-    'mlp_norm': ('post_attention_layernorm', 'ffn_norm'),
-}
-_GEMMA_NORMS = {
-    'attention_norm': ('input_layernorm', 'attn_norm'),
-    'post_attention_norm': (
-        'post_attention_layernorm', 'post_attention_norm'),
-    'mlp_norm': ('pre_feedforward_layernorm', 'ffn_norm'),
-    'post_mlp_norm': ('post_feedforward_layernorm', 'post_ffw_norm'),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Part:
-  """How one parameter is stored.
-
-  Attributes:
-    path: keys of the parameter in our tree.
-    stored: name and shape of each tensor that it is made of.
-    join: stored arrays -> parameter. split: its inverse.
-  """
-
-  path: Path
-  stored: tuple[tuple[str, tuple[int, ...]], ...]
-  join: Callable[..., np.ndarray]
-  split: Callable[[np.ndarray], tuple[np.ndarray, ...]]
 
 
 def load(
@@ -98,7 +64,7 @@ def load(
     ValueError: if the scheme is unknown.
   """
   names = frozenset(names)
-  parts = list(_parts(config, scheme, names))
+  parts = list(weight_table.parts(config, scheme, names))
   _check_names(config, parts, names)
   expected = traverse_util.flatten_dict(abstract(config))
   placed = None
@@ -107,7 +73,7 @@ def load(
   params: dict[Path, Array] = {}
   for done, part in enumerate(parts, 1):
     like = expected[part.path]
-    value = _assemble(part, read)
+    value = weight_table.assemble(part, read)
     assert value.shape == like.shape, part.path  # or the table is at fault
     value = value.astype(like.dtype, order='C')  # a copy that we own
     if placed is None:
@@ -135,7 +101,7 @@ def export_hf(config: TransformerConfig, params: Any) -> dict[str, np.ndarray]:
   """
   flat = traverse_util.flatten_dict(params)
   tensors: dict[str, np.ndarray] = {}
-  for part in _parts(config, 'hf', frozenset()):
+  for part in weight_table.parts(config, 'hf', frozenset()):
     value = np.asarray(flat[part.path])
     for (name, shape), x in zip(part.stored, part.split(value), strict=True):
       tensors[name] = np.ascontiguousarray(x.reshape(shape))
@@ -188,6 +154,14 @@ def random_params(
   return params
 
 
+def trainable(boxed: Any) -> Any:
+  """Returns plain float32 arrays of what a drafter's `init` returned.
+
+  Weights are trained in float32, whatever a drafter computes in.
+  """
+  return jax.tree.map(lambda x: x.astype(jnp.float32), nn.unbox(boxed))
+
+
 def _boxed(config: TransformerConfig) -> Any:
   return jax.eval_shape(
       lambda key: transformer.init(config, key), jax.random.key(0))
@@ -202,19 +176,8 @@ def _unbox(boxed: Any) -> Any:
   return jax.tree.map(lambda box: box.value, boxed, is_leaf=_is_box)
 
 
-def _assemble(part: _Part, read: Callable[[str], np.ndarray]) -> np.ndarray:
-  """Reads, checks and joins the tensors of one parameter."""
-  arrays = [np.asarray(read(name)) for name, _ in part.stored]
-  for array, (name, shape) in zip(arrays, part.stored, strict=True):
-    if array.shape != shape:
-      raise FormatError(
-          f'tensor {name!r} has shape {array.shape}, but the configuration '
-          f'asks for {shape}')
-  return part.join(*arrays)
-
-
 def _check_names(
-    config: TransformerConfig, parts: list[_Part], names: frozenset[str]
+    config: TransformerConfig, parts: list[Part], names: frozenset[str]
 ) -> None:
   """Refuses checkpoints with too few or too many tensors."""
   used = {name for part in parts for name, _ in part.stored}
@@ -225,7 +188,7 @@ def _check_names(
         f'{len(names)} others such as {_shown(sorted(names)[:3])}')
   spare = {name for name in names - used if not _IGNORED.search(name)}
   if config.tied:
-    # A second copy of the tied matrix; see `_parts`.
+    # A second copy of the tied matrix; see `weight_table.parts`.
     spare = {name for name in spare if name != 'token_embd.weight'
              and not re.search(r'(^|\.)lm_head\.weight$', name)}
   if spare:
@@ -237,116 +200,3 @@ def _check_names(
 def _shown(names: list[str], most: int = 20) -> str:
   more = f' and {len(names) - most} more' if len(names) > most else ''
   return ', '.join(names[:most]) + more
-
-
-def _parts(
-    config: TransformerConfig, scheme: str, names: frozenset[str]
-) -> Iterator[_Part]:
-  """Yields the table: every parameter once."""
-  if scheme not in ('hf', 'gguf'):
-    raise ValueError(f"scheme={scheme!r}: known are 'hf', 'gguf'")
-  c, is_hf = config, scheme == 'hf'
-  prefix = next((p for p in _HF_PREFIXES
-                 if f'{p}embed_tokens.weight' in names), 'model.')
-  # Gemma multiplies by 1 + weight; GGUF files have the sum.
-  offset = 1.0 if is_hf and c.post_norms else 0.0
-  embedding = f'{prefix}embed_tokens.weight' if is_hf else 'token_embd.weight'
-  if not is_hf and c.tied and 'output.weight' in names:
-    # Quantisers write a tied matrix twice and give the head more bits.
-    embedding = 'output.weight'
-  yield _table('embedding', embedding, c)
-  for i in range(c.num_layers):
-    at = f'{prefix}layers.{i}.' if is_hf else f'blk.{i}.'
-    layer = f'layer_{i}'
-    norms = _GEMMA_NORMS if c.post_norms else _NORMS
-    for ours, theirs in norms.items():
-      name = at + theirs[0 if is_hf else 1]
-      yield _norm((layer, ours), name, c.embed_dim, offset)
-    yield from _attention(c, (layer, 'attention'), at, scheme, offset)
-    yield from _mlp(c, (layer, 'mlp'), at + ('mlp.' if is_hf else ''), is_hf)
-  yield _norm(('final_norm',), f'{prefix}norm' if is_hf else 'output_norm',
-              c.embed_dim, offset)
-  if not c.tied:
-    head = 'output.weight'
-    if is_hf:  # the head stands beside the decoder
-      outer = 'language_model.' if prefix.startswith('language') else ''
-      head = f'{outer}lm_head.weight'
-    yield _table('head', head, c)
-
-
-def _table(ours: str, stored: str, c: TransformerConfig) -> _Part:
-  return _Part((ours,), ((stored, (c.vocab_size, c.embed_dim)),),
-               lambda w: w, lambda w: (w,))
-
-
-def _norm(path: Path, name: str, size: int, offset: float) -> _Part:
-  return _Part(
-      (*path, 'scale'), ((f'{name}.weight', (size,)),),
-      lambda w: w.astype(np.float32) + np.float32(offset),
-      lambda w: (w - np.float32(offset),))
-
-
-def _attention(
-    c: TransformerConfig, path: Path, at: str, scheme: str, offset: float
-) -> Iterator[_Part]:
-  """Yields projections, biases and norms of one attention."""
-  is_hf = scheme == 'hf'
-  group = c.num_heads // c.num_kv_heads
-  head, wide = c.head_dim, c.num_heads * c.head_dim
-  rows = (wide, c.num_kv_heads * head, c.num_kv_heads * head)
-  names = [f'{at}self_attn.{x}_proj' if is_hf else f'{at}attn_{x}'
-           for x in 'qkv']
-  # Only files of the llama architecture have rows in interleaved order, and
-  # only that family has neither biases nor norms here (`config_gguf`).
-  is_llama = not (c.qkv_bias or c.qk_norm or c.post_norms)
-  order = (c.num_heads, c.num_kv_heads) if is_llama and not is_hf else ()
-
-  def join(*qkv: np.ndarray) -> np.ndarray:  # -> [G,Q+2,H,...]
-    turned = []
-    if order:
-      from specjax.io import gguf  # with its library, which others do without
-      turned = [gguf.unpermute(w, n)
-                for w, n in zip(qkv, order, strict=False)]
-    return np.concatenate([
-        w.reshape(c.num_kv_heads, -1, head, *w.shape[1:])
-        for w in (*turned, *qkv[len(turned):])], axis=1)
-
-  def split(w: np.ndarray) -> tuple[np.ndarray, ...]:
-    return w[:, :group], w[:, group], w[:, group + 1]
-
-  yield _Part(
-      (*path, 'qkv'),
-      tuple((f'{n}.weight', (r, c.embed_dim))
-            for n, r in zip(names, rows, strict=True)),
-      lambda *qkv: np.moveaxis(join(*qkv), -1, 0),
-      lambda w: split(np.moveaxis(w, 0, -1)))
-  if c.qkv_bias:
-    yield _Part(
-        (*path, 'qkv_bias'),
-        tuple((f'{n}.bias', (r,)) for n, r in zip(names, rows, strict=True)),
-        join, split)
-  if c.qk_norm:
-    for x in 'qk':
-      name = f'{at}self_attn.{x}_norm' if is_hf else f'{at}attn_{x}_norm'
-      yield _norm((*path, f'{x}_norm'), name, head, offset)
-  out = f'{at}self_attn.o_proj' if is_hf else f'{at}attn_output'
-  yield _Part(
-      (*path, 'out'), ((f'{out}.weight', (c.embed_dim, wide)),),
-      lambda w: w.T.reshape(c.num_kv_heads, group, head, c.embed_dim),
-      lambda w: (w.reshape(wide, c.embed_dim).T,))
-
-
-def _mlp(
-    c: TransformerConfig, path: Path, at: str, is_hf: bool
-) -> Iterator[_Part]:
-  """Yields the two kernels of one MLP."""
-  gate, up, down = (
-      f'{at}{x}_proj.weight' if is_hf else f'{at}ffn_{x}.weight'
-      for x in ('gate', 'up', 'down'))
-  shape = (c.mlp_dim, c.embed_dim)
-  yield _Part(
-      (*path, 'gate_up'), ((gate, shape), (up, shape)),
-      lambda g, u: np.stack([g.T, u.T], axis=1),
-      lambda w: (w[:, 0].T, w[:, 1].T))
-  yield _Part((*path, 'down'), ((down, shape[::-1]),),
-              lambda w: w.T, lambda w: (w.T,))

@@ -113,7 +113,7 @@ def test_a_fault_that_does_nothing_is_missed():
   """A chain of a language model has neither Markov terms nor slots."""
   chain = ChainLM(2, MODEL)
   job = Drafted('toy', Misstating(chain), LIGHT,
-                (Fault.WITHOUT_MARKOV_TERM, Fault.SLOT_TOO_FAR), chain)
+                (Fault.PART_LEFT_OUT, Fault.SLOT_TOO_FAR), chain)
   control, *faults = job.run(job.names, 0, 1)
   assert control.passed
   assert [row.verdict for row in faults] == ['MISSED', 'MISSED']

@@ -11,7 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from specjax.certificates import cells, exact, faulty_rules, problems
+from specjax.certificates import (
+  cells,
+  enumeration,
+  exact,
+  faulty_rules,
+  problems,
+)
 from specjax.core import keys, topologies, tree
 from specjax.core.types import (
   IID,
@@ -33,7 +39,7 @@ Q = np.array([.4, .3, .2, .1])
 
 def weights(q, topology, kind) -> dict[tuple, float]:
   """Returns the probability of every draft and whether slots are drafted."""
-  made = problems.drafts(
+  made = enumeration.drafts(
       problems.context_free(np.full(len(q), 1 / len(q)), q, topology, kind))
   return {tuple(map(int, t)): (float(w), tuple(map(bool, v)))
           for t, v, w in zip(made.tokens, made.valid, made.weight)}
@@ -79,7 +85,7 @@ def test_drafts_of_random_problems_are_a_law():
   made = problems.random_problem(
       topologies.branching((2, 1)), IID, 3, num_problems=3, cut=0.5,
       options=problems.mixed_options(3))
-  drafts = problems.drafts(made)
+  drafts = enumeration.drafts(made)
   np.testing.assert_allclose(
       np.bincount(drafts.problem, drafts.weight), 1, atol=1e-9)
   texts = problems.prefixes(3, 2)
@@ -98,7 +104,7 @@ def test_laws_of_the_target_are_those_of_the_reference():
       topologies.branching((2, 1)), POINT, 3, num_problems=4,
       options=problems.mixed_options(4, greedy=1))
   want = problems.conditionals(made)
-  found = problems.softmax(problems.drafts(made).target_law.logits)
+  found = enumeration.softmax(enumeration.drafts(made).target_law.logits)
   np.testing.assert_allclose(found[:, :want.shape[1]], want, atol=1e-6)
 
 

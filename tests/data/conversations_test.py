@@ -71,6 +71,8 @@ BAD = [
     ({'messages': [{'content': 'x'}]}, 'unknown role'),
     ({'messages': [{'role': 'assistant', 'content': 'x'}]}, 'no user turn'),
     ({'prompt': 'a\udc00b'}, 'not UTF-8'),
+    ({'turns': []}, 'content is not text'),
+    ({'turns': ['x', 3]}, 'content is not text'),
     ({'input_ids': [], 'loss_mask': []}, 'empty'),
     ({'input_ids': [1, 2], 'loss_mask': [1]}, 'malformed tokens'),
     ({'input_ids': [1, [2]], 'loss_mask': [0, 1]}, 'malformed tokens'),
@@ -112,6 +114,7 @@ def test_truncated_list_bad_bytes_and_several_files(tmp_path):
       'a', 'b', 'latin.jsonl:2', 'x.txt:1', 'x.txt:2', '81']
   assert [r.text for r in rows[2:5]] == ['tea', 'one', 'two']
   assert rows[-1].messages == ({'role': 'user', 'content': 'first'},)
+  assert rows[-1].later == ('second',) and not rows[0].later
   assert dropped == {'malformed JSON': 1, 'not UTF-8': 1}
   assert conversations.describe({'b': 1, 'a': 1, 'c': 2}) == '2 c, 1 a, 1 b'
   with pytest.raises(PromptError, match='cannot read .*nowhere'):

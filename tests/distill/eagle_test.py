@@ -8,29 +8,22 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-from specjax.core import loop
-from specjax.core.round import Engine
-from specjax.core.types import Models
-from specjax.distill import eagle, measure, objective, teacher
+from specjax.distill import eagle, objective, teacher
 from specjax.distill.eagle import EagleTask, published
 from specjax.distill.objective import Mixture
 from specjax.distill.task import Objective
-from specjax.distill.trainer import Trainer
-from specjax.drafters import ChainLM, Null
 from specjax.models.causal import CausalLM
 from specjax.models.eagle import EagleConfig
 from specjax.models.eagle_model import EagleModel
 from specjax.models.transformer import TransformerConfig
-from specjax.verify import Greedy
-from tests import tiny
+from tests import tiny, training
 
 CONFIG = tiny.CONFIGS['llama']
 LM, TARGET = CausalLM(CONFIG, chunk=24), tiny.params(CONFIG)
 VOCAB, STEPS = CONFIG.vocab_size, 3
-IDS = np.setdiff1d(np.arange(VOCAB), [3, 11])
+IDS = training.IDS
 ALL = np.arange(VOCAB)
 DECODER = TransformerConfig(
     vocab_size=VOCAB, num_layers=1, embed_dim=16, mlp_dim=24, num_heads=4,
@@ -40,19 +33,7 @@ FIRST = EagleModel(EagleConfig(DECODER, len(IDS), '1', fuse_bias=True))
 KL = Objective(Mixture(), chunk=7)  # several chunks, one of them cut short
 
 
-def packed() -> teacher.Batch:
-  """Two rows of texts; padding at the end of the first."""
-  document = np.asarray([[1] * 7 + [2] * 6 + [0] * 3, [1] * 2 + [2] * 14])
-  position = np.asarray([[*range(7), *range(6), 0, 0, 0],
-                         [*range(2), *range(14)]])
-  supervised = (position > 1) & (document > 0)
-  supervised[1, 9] = False  # a second turn of the user
-  return teacher.batch_of({
-      'tokens': tiny.tokens(2, 16, seed=4), 'document': document,
-      'position': position, 'supervised': supervised})
-
-
-BATCH = packed()
+BATCH = training.packed()
 
 
 @functools.cache
@@ -62,9 +43,7 @@ def shared(model, every: bool = False):
     model = EagleModel(dataclasses.replace(
         model.config, draft_vocab_size=VOCAB))
   task = EagleTask(model)
-  net = jax.tree.map(
-      lambda x: x + 0.2 * tiny.noise(x.shape, x.size),
-      task.init(jax.random.key(0), TARGET))
+  net = training.moved(task.init(jax.random.key(0), TARGET), 0.2)
   params = task.attach(net, TARGET, ALL if every else IDS)
   return params, teacher.observe(LM, TARGET, BATCH, model.taps)
 
@@ -180,50 +159,27 @@ def test_noise_moves_the_states_alone():
   assert evaluate(task, params, seen)[0] != evaluate(still, params, seen)[0]
 
 
-def texts():
-  """Returns prompts and the target's own greedy texts, int32[8,24]."""
-  prompts = [[i, 2 * i % VOCAB] for i in range(1, 9)]
-  context = measure.context(prompts, 22)
-  engine = Engine(LM, Null(0), Greedy())
-  state = loop.start(
-      engine, Models(target=TARGET), loop.empty(engine, context),
-      jnp.ones((8,), bool), chunk=2)
-  state = jax.jit(lambda s: loop.run(
-      engine, Models(target=TARGET), s, jnp.int32(30)))(state)
-  return prompts, np.asarray(state.context.tokens)
-
-
 def test_a_short_training_raises_acceptance():
   """The loss falls, and so do rejections when decoding with the source."""
-  prompts, tokens = texts()
-  batch = teacher.batch_of({
-      'tokens': tokens, 'document': np.ones_like(tokens),
-      'position': np.tile(np.arange(24), (8, 1)),
-      'supervised': np.tile(np.arange(24) > 1, (8, 1))})
-  model = EagleModel(EagleConfig(
-      DECODER, VOCAB, taps=(0, 1, 2), own_head=True))
-  trainer = Trainer(EagleTask(model, STEPS), LM, optax.adam(1.0))
-  state = trainer.init(jax.random.key(0), TARGET)
-  share = trainer.share(state.net, TARGET, ALL)
-  assert 'head' not in share
+  prompts = [[i, 2 * i % VOCAB] for i in range(1, 9)]
+  texts = training.written(LM, TARGET, prompts, 22)
+  task = EagleTask(EagleModel(EagleConfig(
+      DECODER, VOCAB, taps=(0, 1, 2), own_head=True)), STEPS)
+  fresh = task.attach(task.init(jax.random.key(0), TARGET), TARGET, ALL)
+  _, drafter, reports = training.run(
+      task, LM, TARGET, ALL, training.alone(texts, 2), 120, 1e-2)
+  assert 'head' not in drafter
 
-  def tau(net):
-    engine = Engine(LM, ChainLM(STEPS, trainer.task.source()), Greedy())
-    return measure.acceptance(
-        engine, Models(target=TARGET, drafter={**share, 'net': net}),
-        measure.context(prompts, 20), chunk=2).tau
+  def tau(params):
+    return training.tau(
+        LM, TARGET, task.source(), STEPS, params, prompts, 20)
 
-  before, reports = tau(state.net), []
-  for i in range(120):
-    state, report = trainer.step(
-        state, TARGET, share, batch, jax.random.key(2),
-        jnp.float32(i / 120), jnp.float32(1e-2))
-    reports.append(jax.device_get(report))
   first, last = reports[0], reports[-1]
   assert last['loss'] < 0.5 * first['loss']
   rate = lambda r: r['acceptance'] / r['weight']  # noqa: E731
   assert (rate(last) > rate(first) + 0.2).all()
-  assert before < 1.5 and tau(state.net) > before + 0.8
+  before = tau(fresh)
+  assert before < 1.5 and tau(drafter) > before + 0.8
 
 
 def test_published_recipes():

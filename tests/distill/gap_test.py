@@ -5,22 +5,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-from specjax.core import loop, tree
-from specjax.core.round import Engine
+from specjax.core import tree
 from specjax.core.types import Models
-from specjax.distill import gap, kinds, measure, teacher
-from specjax.distill.trainer import Trainer
-from specjax.drafters import BlockSource, ChainLM, Lattice, Null
+from specjax.distill import gap, kinds
+from specjax.drafters import BlockSource, ChainLM, Lattice
 from specjax.drafters.eagle import EagleSource
 from specjax.models.causal import CausalLM
 from specjax.verify import Match
-from tests import tiny
+from tests import tiny, training
 
 CONFIG = tiny.CONFIGS['llama']
 LM = CausalLM(CONFIG, chunk=16)
@@ -44,17 +39,8 @@ def target():
 def texts() -> np.ndarray:
   """Returns texts that the target wrote, int32[64,SIZE]."""
   prompts = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (64, 2))
-  context = measure.context(prompts, SIZE - 2, temperature=1.0)
-  engine = Engine(LM, Null(0), Match())
-
-  @jax.jit
-  def write(context):
-    state = loop.empty(engine, context)
-    params = Models(target=target())
-    state = loop.start(engine, params, state, ~context.done, chunk=4)
-    return loop.run(engine, params, state, jnp.int32(SIZE)).context.tokens
-
-  return np.asarray(write(context))
+  return training.written(
+      LM, target(), prompts, SIZE - 2, Match(), temperature=1.0)
 
 
 @functools.cache
@@ -63,20 +49,9 @@ def trained(kind: str):
   task = kinds.build(kind, CONFIG, len(IDS), model=KINDS[kind],
                      task={'steps': NUM} if kind == 'eagle3' else
                      {'num_anchors': 16})
-  trainer = Trainer(task, LM, optax.adam(1.0))
-  state = trainer.init(jax.random.key(0), target())
-  shared = trainer.share(state.net, target(), IDS)
-  tokens = jnp.asarray(texts())
-  one = jnp.ones_like(tokens)
-  batch = teacher.Batch(
-      tokens=tokens, document=one, supervised=one > 0,
-      position=jnp.broadcast_to(jnp.arange(SIZE), tokens.shape))
-  for step in range(100):
-    state, _ = trainer.step(
-        state, target(), shared, batch, jax.random.key(1),
-        jnp.float32(step / 100), jnp.float32(0.01))
-  return task, Models(
-      target=target(), drafter=task.attach(state.net, target(), IDS))
+  _, drafter, _ = training.run(
+      task, LM, target(), IDS, training.alone(texts(), 0), 100, 0.01)
+  return task, Models(target=target(), drafter=drafter)
 
 
 def prompts(num: int = 40):

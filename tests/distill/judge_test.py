@@ -7,7 +7,7 @@ import pytest
 import safetensors.numpy as reference
 from scipy import optimize
 
-from specjax.distill import judge
+from specjax.distill import judge, thresholds
 from specjax.io import safetensors
 
 M, D = 1500, 12  # one shape: `fit` is compiled once
@@ -87,8 +87,8 @@ def test_weight_of_errors_trades_recall(noisy):
 def test_report_is_on_held_out_data(noisy):
   head, report, (hidden, label) = noisy
   scores = judge.score(head, hidden)
-  assert report.auc == judge.auc(scores, label)
-  assert report.operating_point == judge.choose_threshold(
+  assert report.auc == thresholds.auc(scores, label)
+  assert report.operating_point == thresholds.choose_threshold(
       scores, label, acceptance=0.9)
   assert report.auc != judge.fit(*planted(1, noise=0.3))[1].auc
 
@@ -135,7 +135,7 @@ def test_auc_counts_pairs():
   label = rng.integers(0, 2, 60)
   right, wrong = scores[label == 1][:, None], scores[label == 0]
   pairs = (right > wrong) + 0.5 * (right == wrong)
-  assert judge.auc(scores, label) == pytest.approx(pairs.mean(), abs=1e-12)
+  assert thresholds.auc(scores, label) == pytest.approx(pairs.mean(), abs=1e-12)
 
 
 @pytest.mark.parametrize('levels', [7, 10**6])
@@ -148,7 +148,7 @@ def test_threshold_keeps_its_promise(levels):
   cuts = np.unique(np.append(scores, 0))
   before = -1.0
   for share in (0.01, 0.07, 0.5, 0.9, 0.99, 1.0):
-    got = judge.choose_threshold(scores, label, error_recall=share)
+    got = thresholds.choose_threshold(scores, label, error_recall=share)
     assert got.error_recall >= share
     assert got.error_recall == np.mean(wrong <= got.threshold)
     assert got.acceptance == np.mean(right > got.threshold) == max(
@@ -156,24 +156,24 @@ def test_threshold_keeps_its_promise(levels):
     assert got.threshold >= before
     before = got.threshold
   for share in (0.01, 0.07, 0.5, 0.9, 0.99, 1.0):
-    got = judge.choose_threshold(scores, label, acceptance=share)
+    got = thresholds.choose_threshold(scores, label, acceptance=share)
     assert got.acceptance >= share
     assert got.error_recall == np.mean(wrong <= got.threshold) == max(
         np.mean(wrong <= c) for c in cuts if np.mean(right > c) >= share)
     assert 0 <= got.threshold <= before
     before = got.threshold
-  assert judge.choose_threshold(scores, label) == judge.choose_threshold(
-      scores, label, error_recall=0.9)
+  choose = thresholds.choose_threshold
+  assert choose(scores, label) == choose(scores, label, error_recall=0.9)
 
 
 def test_threshold_says_when_it_falls_short():
-  got = judge.choose_threshold([0, 0, 0.5], [1, 0, 1], acceptance=1)
-  assert got == judge.Threshold(0, 1, 0.5)
+  got = thresholds.choose_threshold([0, 0, 0.5], [1, 0, 1], acceptance=1)
+  assert got == thresholds.Threshold(0, 1, 0.5)
 
 
 def test_least_share_is_not_rounded_up():
   scores, label = np.arange(200) / 200, np.arange(200) % 2
-  got = judge.choose_threshold(scores, label, error_recall=0.07)
+  got = thresholds.choose_threshold(scores, label, error_recall=0.07)
   assert got.error_recall == 0.07  # 0.07 * 100 > 7 in floating point
 
 
@@ -271,4 +271,4 @@ def test_fit_refuses(args, options, text):
 ])
 def test_choose_threshold_refuses(scores, label, options, text):
   with pytest.raises(ValueError, match=text):
-    judge.choose_threshold(scores, label, **options)
+    thresholds.choose_threshold(scores, label, **options)

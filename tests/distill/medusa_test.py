@@ -7,23 +7,22 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from specjax.certificates import toys
-from specjax.core import loop
 from specjax.core.round import Engine
 from specjax.core.types import Models
-from specjax.distill import measure, teacher
+from specjax.distill import measure
 from specjax.distill.medusa import ON_TEXT, HeadsTask
+from specjax.distill.objective import Mixture
 from specjax.distill.task import Objective
 from specjax.distill.teacher import Batch, Teacher
-from specjax.drafters import ChainLM, Null
+from specjax.drafters import ChainLM
 from specjax.models import medusa
 from specjax.models.causal import CausalLM
 from specjax.models.medusa import HeadsConfig, HeadsModel
 from specjax.verify import Greedy
-from tests import tiny
+from tests import tiny, training
 
 RING, NUM, SURE = 13, 3, 50.0
 RINGS = HeadsConfig(embed_dim=RING, vocab_size=RING, draft_vocab_size=RING,
@@ -157,63 +156,27 @@ LM = CausalLM(tiny.CONFIGS['llama'], chunk=40)
 PROMPTS = [[i, (3 * i) % tiny.VOCAB] for i in range(8)]
 
 
-def texts(target) -> Batch:
-  """Returns the target's own greedy texts."""
-  engine = Engine(LM, Null(0), Greedy())
-  start = measure.context(PROMPTS, 30)
-  state = loop.empty(engine, start)
-  rows = jnp.ones((len(PROMPTS),), bool)
-  state = loop.start(engine, Models(target=target), state, rows, chunk=4)
-  state = jax.jit(lambda s: loop.run(
-      engine, Models(target=target), s, jnp.int32(40)))(state)
-  tokens = state.context.tokens
-  return Batch(
-      tokens=tokens, document=jnp.ones_like(tokens),
-      position=jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape),
-      supervised=jnp.broadcast_to(
-          jnp.arange(tokens.shape[1]) > 1, tokens.shape))
-
-
 @pytest.mark.parametrize('kind,head,objective', [
-    ('medusa', 'own', Objective()), ('hydra', 'target', ON_TEXT)])
+    ('medusa', 'own', Objective(Mixture())), ('hydra', 'target', ON_TEXT)])
 def test_training_raises_acceptance(kind, head, objective):
   target = tiny.params(LM.config)
   model = HeadsModel(medusa.for_target(
       LM.config, num_heads=NUM, kind=kind, head=head))
   task = HeadsTask(model, num_anchors=16, objective=objective)
-  params = task.attach(
+  fresh = task.attach(
       task.init(jax.random.key(0), target), target, np.arange(tiny.VOCAB))
-  batch = texts(target)
-  seen = jax.jit(lambda: teacher.observe(LM, target, batch, task.taps))()
-  engine = Engine(LM, ChainLM(NUM, task.source()), Greedy())
-  optimizer = optax.adam(1e-2)
+  batch = training.alone(training.written(LM, target, PROMPTS, 30), 2)
+  _, drafter, reports = training.run(
+      task, LM, target, np.arange(tiny.VOCAB), batch, 100, 1e-2)
 
-  def loss(net, progress):
-    return task.loss({**params, 'net': net}, target, batch, seen,
-                     jax.random.key(1), progress)
+  def tau(params):
+    return training.tau(
+        LM, target, task.source(), NUM, params, PROMPTS, 30)
 
-  @jax.jit
-  def step(carry, progress):
-    net, state = carry
-    (value, sums), grads = jax.value_and_grad(loss, has_aux=True)(
-        net, progress)
-    updates, state = optimizer.update(grads, state)
-    return (optax.apply_updates(net, updates), state), (value, sums)
-
-  def tau(net):
-    models = Models(target=target, drafter={**params, 'net': net})
-    return measure.acceptance(
-        engine, models, measure.context(PROMPTS, 30), chunk=8).tau
-
-  carry, losses = (params['net'], optimizer.init(params['net'])), []
-  before = tau(carry[0])
-  for _ in range(100):
-    carry, (value, sums) = step(carry, jnp.float32(0))
-    losses.append(float(value))
-  assert losses[-1] < 0.5 * losses[0]
-  assert tau(carry[0]) > before + 0.25
+  assert reports[-1]['loss'] < 0.5 * reports[0]['loss']
+  assert tau(drafter) > tau(fresh) + 0.25
   # What training reports is what is accepted: the texts are greedy ones.
-  assert (np.asarray(sums['match'] / sums['weight']) > 0.5).all()
+  assert (reports[-1]['match'] / reports[-1]['weight'] > 0.5).all()
 
 
 @pytest.mark.parametrize('change', [

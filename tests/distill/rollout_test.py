@@ -81,6 +81,16 @@ def test_a_record_depends_on_seed_and_index_only():
   done = set(list(full)[:9])
   rest = by_index(ENDS, texts, settings(), skip=done)
   assert_same(rest, {i: r for i, r in full.items() if i not in done})
+  # Some of the prompts, by index; another turn.
+  some = {i: texts[i] for i in (12, 3, 7)}
+  assert_same({i: full[i] for i in some}, by_index(ENDS, some, settings()))
+  later = by_index(ENDS, texts, settings(), turn=1)
+  assert [r.temperature for r in full.values()] == [
+      later[i].temperature for i in full]
+  assert any(later[i].tokens.tolist() != full[i].tokens.tolist()
+             for i in full if full[i].temperature)
+  with pytest.raises(ValueError, match='turn=-1'):
+    by_index(ENDS, texts, settings(), turn=-1)
   # Equal prompts are answered with noise of their own.
   same = by_index(ENDS, [texts[0]] * 17, settings())
   assert len({tuple(r.tokens.tolist()) for r in same.values()}) > 1

@@ -11,48 +11,31 @@ import numpy as np
 import optax
 import pytest
 
-from specjax.core.round import Engine
-from specjax.core.types import Models
-from specjax.distill import losses, measure, on_policy, small_lm, teacher
+from specjax.distill import losses, on_policy, small_lm, teacher
 from specjax.distill.objective import Mixture
 from specjax.distill.on_policy import OnPolicy
 from specjax.distill.small_lm import SmallLMTask
 from specjax.distill.task import Objective
 from specjax.distill.trainer import Trainer
-from specjax.drafters import ChainLM, Null
 from specjax.models.causal import CausalLM
 from specjax.models.small_lm import SmallLMConfig, SmallLMModel
-from specjax.verify import Greedy
-from tests import tiny
+from tests import tiny, training
 
 CONFIG = tiny.CONFIGS['llama']
 LM, TARGET = CausalLM(CONFIG, chunk=24), tiny.params(CONFIG)
 VOCAB, STEPS = CONFIG.vocab_size, 3
-IDS = np.setdiff1d(np.arange(VOCAB), [3, 11])
+IDS = training.IDS
 MODEL = SmallLMModel(SmallLMConfig(dataclasses.replace(
     CONFIG, num_layers=1, embed_dim=12, tied=True), len(IDS)))
 
 
-def packed() -> teacher.Batch:
-  """Two rows of texts; padding at the end of the first."""
-  document = np.asarray([[1] * 7 + [2] * 6 + [0] * 3, [1] * 2 + [2] * 14])
-  position = np.asarray([[*range(7), *range(6), 0, 0, 0],
-                         [*range(2), *range(14)]])
-  supervised = (position > 1) & (document > 0)
-  supervised[1, 9] = False  # a second turn of the user
-  return teacher.batch_of({
-      'tokens': tiny.tokens(2, 16, seed=4), 'document': document,
-      'position': position, 'supervised': supervised})
-
-
-BATCH = packed()
+BATCH = training.packed()
 
 
 @functools.cache
 def fresh():
   """Returns (params, teacher), weights that matter."""
-  net = jax.tree.map(lambda x: x + 0.2 * tiny.noise(x.shape, x.size),
-                     MODEL.init(jax.random.key(0)))
+  net = training.moved(MODEL.init(jax.random.key(0)), 0.2)
   params = SmallLMTask(MODEL).attach(net, TARGET, IDS)
   return params, teacher.observe(LM, TARGET, BATCH, ())
 
@@ -187,44 +170,21 @@ def test_chosen_places_have_the_laws_of_training():
           atol=1e-4)
 
 
-@functools.cache
-def texts() -> teacher.Batch:
-  """Returns the target's greedy answers to some prompts."""
-  prompts = [tiny.tokens(1, 3, seed=s)[0] for s in range(16)]
-  found = measure.acceptance(
-      Engine(LM, Null(0), Greedy()), Models(target=TARGET),
-      measure.context(prompts, 21), chunk=8)
-  tokens = np.stack(found.texts)
-  place = np.broadcast_to(np.arange(24), tokens.shape)
-  return teacher.batch_of({
-      'tokens': tokens, 'document': np.ones_like(tokens), 'position': place,
-      'supervised': place > 2})
-
-
-def run(task, num, net=None, rate=0.02):
-  """Returns weights and reports of a short run on `texts`."""
-  trainer = Trainer(task, LM, optax.adam(1.0))
-  state = trainer.init(jax.random.key(0), TARGET)
-  if net is not None:
-    state = state.replace(net=net)
-  shared = trainer.share(state.net, TARGET, IDS)
-  reports = []
-  for step in range(num):
-    state, report = trainer.step(
-        state, TARGET, shared, texts(), jax.random.key(2),
-        np.float32(step / num), np.float32(rate))
-    reports.append(jax.device_get(report))
-  return state.net, reports
-
-
 def test_stages_lead_to_acceptance():
   """Each stage goes on from the one before; the decoder accepts more."""
+  prompts = [tiny.tokens(1, 3, seed=s)[0] for s in range(16)]
+  batch = training.alone(training.written(LM, TARGET, prompts, 21), 3)
+
+  def run(task, num, net=None):
+    found, _, reports = training.run(
+        task, LM, TARGET, IDS, batch, num, 0.02, net)
+    return found, reports
+
   def tau(net):
-    prompts = [tiny.tokens(1, 3, seed=s)[0] for s in range(16)]
-    return measure.acceptance(
-        Engine(LM, ChainLM(STEPS, model=MODEL), Greedy()),
-        Models(target=TARGET, drafter=MODEL.attach(net, TARGET, IDS)),
-        measure.context(prompts, 21), chunk=8).tau
+    return training.tau(
+        LM, TARGET, SmallLMTask(MODEL).source(), STEPS,
+        MODEL.attach(net, TARGET, IDS), prompts, 21)
+
   first, plain = run(SmallLMTask(MODEL, 'pretrain', steps=STEPS), 40)
   assert plain[-1]['loss'] < 0.7 * plain[0]['loss']
   second, aligned = run(SmallLMTask(MODEL, steps=STEPS), 60, first)

@@ -15,7 +15,8 @@ from specjax.core.round import Engine
 from specjax.core.round import round as one_round
 from specjax.core.types import Models
 from specjax.distill import measure, teacher
-from specjax.distill.blocks import BlockTask, _slots
+from specjax.distill.blocks import BlockTask
+from specjax.distill.places import block_slots
 from specjax.drafters import (
   Adaptive,
   ChainLM,
@@ -25,6 +26,7 @@ from specjax.drafters import (
   Null,
   TreeLM,
 )
+from specjax.drafters.copying import Copying
 from specjax.models.block_drafter import BlockConfig
 from specjax.models.block_model import BlockModel
 from specjax.models.causal import CausalLM
@@ -48,6 +50,7 @@ VARIANTS = {
         BASE, markov='gated', markov_input='embedding'),
     'dflash': dataclasses.replace(
         BASE, layout='mask', markov='none', confidence=False, mask_token=3)}
+COPYING = Copying((0.9,))
 PROMPTS = [[1], [2, 0, 5], [9] * 7, [4, 1, 0, 2, 5, 30, 8]]
 
 
@@ -82,8 +85,9 @@ def everything(source, params, tokens):
   task = BlockTask(model)
   anchors = batch.position
   hidden = task._blocks(params.drafter, params.target, batch, seen, anchors)
-  rows = _slots(batch, seen, anchors, anchors >= 0,
-                params.drafter['inverse'], model.num_slots, len(IDS))
+  rows = block_slots(
+      batch, seen, anchors, anchors >= 0, params.drafter['inverse'],
+      model.num_slots, len(IDS))
   logits, _ = task._logits(
       params.drafter, params.target, {**rows, 'hidden': hidden})
   return jax.nn.log_softmax(model.spread(params.drafter, logits), axis=-1)
@@ -137,6 +141,9 @@ def shapes(source):
       'lattice': Lattice(source, 6),
       'lattice tree': Lattice(source, 6, topologies.branching((3, 2, 1))),
       'grown lattice': GrownLattice(source, 6, 10, 4, 3),
+      'copying lattice': Lattice(source, 6, copying=COPYING),
+      'copying grown lattice': GrownLattice(
+          source, 6, 10, 4, 3, copying=COPYING),
       'switched': Adaptive(ChainLM(4, source), control.Heuristic(),
                            exact_shape=False, widths=(0, 2)),
       'switched lattice': Adaptive(
@@ -146,7 +153,8 @@ def shapes(source):
 
 @pytest.mark.parametrize('shape', [
     'chain', 'tree', 'grown', 'switched', 'lattice', 'lattice tree',
-    'grown lattice', 'switched lattice'])
+    'grown lattice', 'copying lattice', 'copying grown lattice',
+    'switched lattice'])
 def test_greedy_text_is_plain_text_and_the_cache_is_kept(shape):
   source, params = made(BASE)
   drafter = shapes(source)[shape]

@@ -14,9 +14,11 @@ from specjax.core import topologies
 from specjax.distill import kinds
 from specjax.drafters import ChainLM, GrownLattice, GrownLM, Lattice, TreeLM
 from specjax.host import drafter as drafter_lib
-from specjax.host import methods, tiny
+from specjax.host import interchange, methods, tiny
+from specjax.host.generate import generate
 from specjax.io import safetensors
 from specjax.io.errors import FormatError
+from specjax.io.options import Sampling
 
 IDS = np.arange(0, 257, 2)
 SMALL = {'num_layers': 1, 'num_taps': 2, 'num_slots': 3, 'markov_rank': 4}
@@ -159,8 +161,70 @@ def test_shapes_of_the_others(tmp_path):
       tree_top_k=2), GrownLM)
   with pytest.raises(ValueError, match='only block drafters'):
     built(lattice=True)
-  with pytest.raises(ValueError, match='is for a lattice'):
+  with pytest.raises(ValueError, match='for a lattice'):
     built(num_candidates=4)
+
+
+@pytest.mark.parametrize('kind, model, axes', [
+    ('dspark', SMALL, {'markov_in': 0, 'markov_out': 1}),
+    ('eagle3', {'own_head': True}, {'head': 0}),
+    ('medusa', {}, {'head': 1}),
+    ('small_lm', {'num_layers': 1, 'embed_dim': 32, 'tied': False},
+     {'head': 0})])
+def test_training_goes_on_with_another_vocabulary(
+    tmp_path, kind, model, axes):
+  """As many tokens as channels: sizes do not tell the axes apart."""
+  target = a_target()
+  old, new = np.arange(98, 138), np.arange(90, 122)  # 40, then D = 32
+
+  def fresh(ids, seed):
+    task = kinds.build(kind, target.lm.config, len(ids), model=model)
+    net = task.init(jax.random.key(seed), target.params)
+    return task, jax.tree.map(lambda x: x + 0.1 * (seed + 1), net)
+  task, net = fresh(old, 0)
+  drafter_lib.save_drafter(
+      tmp_path, task.model, net, old, target, kind=kind, num_draft=3,
+      form='float32')
+  _, other = fresh(new, 1)
+  got = drafter_lib.named(drafter_lib.carry_over(tmp_path, other, new))
+  other = drafter_lib.named(other)
+  for name, before in drafter_lib.named(net).items():
+    axis, after = axes.get(name), got[name]
+    if axis is None:
+      np.testing.assert_array_equal(after, before, name)
+      continue
+    after, before, first = (np.moveaxis(np.asarray(x), axis, 0)
+                            for x in (after, before, other[name]))
+    np.testing.assert_array_equal(after[8:32], before[:24], name)
+    np.testing.assert_array_equal(after[:8], first[:8], name)
+    np.testing.assert_array_equal(after[32:], before[40:], name)
+  # And the same tokens again: everything is kept.
+  same = drafter_lib.carry_over(tmp_path, fresh(old, 2)[1], old)
+  jax.tree.map(np.testing.assert_array_equal, same, net)
+  with pytest.raises(FormatError, match='has shape .*, expected'):
+    drafter_lib.carry_over(tmp_path, net, new)
+
+
+def test_drafters_of_others_are_loaded_from_their_folder(tmp_path):
+  target = a_target()
+  task, net = trained('eagle3', (0, 1, 2))
+  folder = interchange.write(
+      tmp_path / 'foreign', task.model.config, net, IDS, num_draft=3,
+      format='speculators', target=interchange.describe(target))
+  loaded = drafter_lib.load_drafter(folder, target)
+  assert (loaded.facts['kind'], loaded.num_draft) == ('eagle3', 3)
+  there = drafter_lib.named(loaded.params['net'])
+  for name, x in drafter_lib.named(net).items():
+    np.testing.assert_array_equal(there[name], x, name)
+  prompts, greedy = [[1, 7, 2]], Sampling(max_new_tokens=8)
+  plain = generate(target, None, prompts, greedy)
+  # Without a method: a folder that holds a drafter is no small model.
+  for more in ({}, {'method': 'eagle3'}):
+    got = generate(target, {'model': str(folder), **more}, prompts, greedy)
+    assert got[0].tokens == plain[0].tokens
+  (folder / 'model.safetensors').unlink()
+  with pytest.raises(FormatError, match='config.json has neither "format"'):
+    drafter_lib.load_drafter(folder, target)
 
 
 @pytest.mark.parametrize('config, message', [
@@ -171,7 +235,7 @@ def test_shapes_of_the_others(tmp_path):
     ({'num_speculative_tokens': 3, 'speculative_token_tree': 'sequences:2'},
      'the tree has 2'),
     ({'use_dynamic_tree': True, 'draft_sample_method': 'iid'}, 'leave out'),
-    ({'prompt_lookup_max': 3}, 'unknown for method'),
+    ({'prompt_lookup_min': 3}, 'unknown for method'),
     ({'model': None}, 'the folder of a drafter'),
     ({'model': '/nowhere'}, 'no config.json'),
     ({'lattice': 1}, 'true or false')])

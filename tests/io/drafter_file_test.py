@@ -78,7 +78,7 @@ def test_what_is_refused(tmp_path):
   (other / 'config.json').write_text('{"model_type": "llama"}')
   with pytest.raises(FormatError, match='not a drafter that specjax'):
     drafter_file.read(other)
-  with pytest.raises(OutputError, match='is not a drafter'):
+  with pytest.raises(OutputError, match='other exists and holds something'):
     write(other, 'int8')
   assert sorted(p.name for p in tmp_path.iterdir()) == ['other']
 
@@ -93,6 +93,40 @@ def test_missing_tensors(tmp_path, gone):
   safetensors.write(path, tensors)
   with pytest.raises(FormatError, match=f"'{gone}' is missing"):
     drafter_file.read(folder)
+
+
+@pytest.mark.parametrize('name, values, tensors, there', [
+    ('drafter', {'format': 'specjax-drafter'}, {}, 'own'),
+    ('model', {'dflash_config': {}}, {'fc.weight': np.zeros((2, 4))}, 'other'),
+    ('medusa_lm_head', {'medusa_num_heads': 2}, {}, 'other'),
+    ('model', {'model_type': 'medusa'}, {'x': np.zeros(2)}, 'other'),
+    ('model', {'model_type': 'llama'}, {'x.fc.weight': np.zeros(2)}, None)])
+def test_drafters_are_told_from_models(tmp_path, name, values, tensors, there):
+  (tmp_path / 'config.json').write_text(json.dumps(values))
+  safetensors.write(tmp_path / f'{name}.safetensors', tensors)
+  assert drafter_file.is_drafter(tmp_path) == (there is not None)
+  assert drafter_file.is_own(tmp_path) == (there == 'own')
+  if there is not None:
+    assert drafter_file.whose(tmp_path) == there
+    return
+  with pytest.raises(FormatError, match=r"format.*medusa.*'fc\.weight'"):
+    drafter_file.whose(tmp_path)
+
+
+def test_pickles_and_damaged_files(tmp_path):
+  assert not drafter_file.is_drafter(tmp_path)  # an empty folder
+  config = tmp_path / 'config.json'
+  config.write_text('{}')
+  assert not drafter_file.is_drafter(tmp_path)
+  (tmp_path / 'pytorch_model.bin').write_bytes(b'')
+  assert drafter_file.whose(tmp_path) == 'other'
+  (tmp_path / 'model.safetensors').write_bytes(b'damaged')
+  assert not drafter_file.is_drafter(tmp_path)
+  config.write_text('{')
+  assert not drafter_file.is_drafter(tmp_path)
+  assert not drafter_file.is_own(tmp_path)
+  with pytest.raises(FormatError, match='config.json: not valid JSON'):
+    drafter_file.whose(tmp_path)
 
 
 def test_a_full_disk_leaves_the_old_one(monkeypatch, tmp_path):

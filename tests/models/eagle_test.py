@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,7 +38,7 @@ def made(config):
   target, model = tiny.params(CONFIG), EagleModel(config)
   net = jax.tree.map(
       lambda x: jnp.asarray(x + 0.3 * tiny.noise(x.shape, x.size), x.dtype),
-      nn.unbox(eagle.init(config, jax.random.key(0))))
+      model.init(jax.random.key(0)))
   params = model.attach(net, target, np.arange(VOCAB))
   features = tiny.noise((2, SIZE, 16 * max(len(config.taps), 1)), 5)
   return (model, params, target, jnp.asarray(features, jnp.float32),
@@ -220,9 +219,9 @@ def test_the_head_is_the_target_s_or_its_own():
     config = EagleConfig(
         capped, 4, version, taps=() if version == '1' else (1,), own_head=own)
     own_rows = jnp.asarray(tiny.noise((4, 16), 7))
-    net = {**nn.unbox(eagle.init(config, jax.random.key(0))),
-           'final_norm': {'scale': scale}, 'head': own_rows}
     model = EagleModel(config)
+    net = {**model.init(jax.random.key(0)),
+           'final_norm': {'scale': scale}, 'head': own_rows}
     params = model.attach(net, target, ids)
     rows = np.asarray(own_rows if own else target['head'][ids])
     state = hidden if version == '1' else norm(hidden, {'scale': scale})

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-from flax.core import meta
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,7 +28,7 @@ PATH = jnp.asarray(np.random.default_rng(3).integers(0, VOCAB, (4, 2, NUM)))
 
 
 def fresh(config):
-  return meta.unbox(medusa.init(config, jax.random.key(0)))
+  return HeadsModel(config).init(jax.random.key(0))
 
 
 def made(config):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import signal
 import sys
 
+from absl import flags
 import jax
+from ml_collections import config_flags
 import numpy as np
 import pytest
 
-from specjax.distill import kinds
+from specjax.distill import kinds, losses
 from specjax.distill.trainer import Trainer
 from specjax.host import drafter as drafter_lib
 from specjax.host import methods, tiny
@@ -117,12 +120,12 @@ def test_every_kind_is_trained_saved_and_decodes(
   test = run_lib.Run(trainer, target, ids, text, config, None)
   state = test.fresh()
   test.schedule(4)
-  losses = []
+  found = []
   for step in range(3):
     state, report, num_tokens = test.step(state, step)
-    losses.append(float(report['loss']))
+    found.append(float(report['loss']))
     assert report['match'].shape == (task.num_draft,) and num_tokens > 0
-  assert np.isfinite(losses).all() and int(state.step) == 3
+  assert np.isfinite(found).all() and int(state.step) == 3
   folder = drafter_lib.save_drafter(
       tmp_path / 'x', task.model, state.net, ids, target, kind=kind,
       num_draft=task.num_draft, form='float32')
@@ -144,7 +147,7 @@ def test_eight_devices_train_like_one(monkeypatch):
   _, config, target, text = setting(monkeypatch, 'dspark')
   config.batch_size = 8
   ids, _ = text_lib.vocabulary(text, target, 128)
-  losses = []
+  found = []
   for mesh in (None, make_mesh((8, 1))):
     here = tiny.model(mesh=mesh)
     task = kinds.build('dspark', target.lm.config, len(ids), **{
@@ -153,16 +156,69 @@ def test_eight_devices_train_like_one(monkeypatch):
     test = run_lib.Run(trainer, here, ids, text, config, mesh)
     state = test.fresh()
     test.schedule(3)
-    losses.append([])
+    found.append([])
     for step in range(3):
       state, report, _ = test.step(state, step)
-      losses[-1].append(float(report['loss']))
+      found[-1].append(float(report['loss']))
     if mesh is not None:
       batch = test._batch(0)[0]
       assert len(batch.tokens.sharding.device_set) == 8
       assert not batch.tokens.is_fully_replicated
       assert all(x.is_fully_replicated for x in jax.tree.leaves(state))
-  np.testing.assert_allclose(losses[0], losses[1], atol=1e-5)
+  np.testing.assert_allclose(found[0], found[1], atol=1e-5)
+
+
+@pytest.mark.parametrize('kind, given, first, last', [
+    ('dspark', (), {'kl': 1.0}, {'kl': 0.1, 'l1': 0.9}),
+    ('dspark', ('first.kl=0.5', 'last.l1=0', 'last.tvd=2'), {'kl': 0.5},
+     {'kl': 0.1, 'l1': 0.0, 'tvd': 2.0}),
+    ('hydra', ('first.ce=1', 'hold=0.5'), {'ce': 1.0}, None),
+    ('medusa', (), None, None)])
+def test_losses_are_set_from_the_command_line(
+    kind, given, first, last, monkeypatch):
+  arguments = ['drafter', f'--config=configs/drafter_smollm2.py:tiny-{kind}',
+               *(f'--config.loss.{x}' for x in given)]
+  monkeypatch.setattr(sys, 'argv', arguments)  # where overrides are read
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file(
+      'config', flag_values=values, lock_config=True)
+  values(arguments)
+  config = values.config
+  build = functools.partial(
+      kinds.build, kind, tiny.config(), 128, model=config.model.to_dict())
+  made = build(loss=config.loss.to_dict()).objective
+  if first is None:
+    assert made == build().objective
+    return
+  mixture = made.mixture
+  assert dict(mixture.first) == first
+  assert mixture.last is None if last is None else dict(mixture.last) == last
+  assert mixture.hold == (config.loss.hold or 0.3)
+
+
+def test_a_config_names_the_losses_that_there_are():
+  from configs import drafter_kinds
+  assert drafter_kinds.LOSSES == losses.NAMES
+  with pytest.raises(ValueError, match='loss.first: must be given'):
+    kinds.build('dspark', tiny.config(), 128, loss={
+        'first': {'kl': None}, 'last': {'l1': 1.0}})
+
+
+def test_processes_learn_of_a_signal_together(monkeypatch):
+  """One of two was told; the other knows where both look, not before."""
+  monkeypatch.setattr(signal, 'signal', lambda number, handler: None)
+  told, other = run_lib.Stop(), run_lib.Stop()
+  told._ask(signal.SIGTERM, None)
+  assert told.look(together=False) == signal.SIGTERM  # alone: at once
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  monkeypatch.setattr(
+      run_lib.multihost_utils, 'process_allgather',
+      lambda x: np.stack([x, np.int32(signal.SIGTERM)]))
+  assert other.look(together=False) == 0
+  assert other.look(together=True) == other.signal == signal.SIGTERM
+  other._ask(signal.SIGTERM, None)  # its own comes late
+  with pytest.raises(KeyboardInterrupt):
+    other._ask(signal.SIGTERM, None)
 
 
 def test_what_cannot_be_run(monkeypatch):

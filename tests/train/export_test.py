@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import jax
 import numpy as np
 import pytest
+import tokenizers
 
 from specjax.distill import kinds
 from specjax.host import drafter as drafter_lib
 from specjax.host import interchange, tiny
 from specjax.io import safetensors
+from specjax.io.tokenizer import Tokenizer
 from train import export
 
 TARGET = tiny.model()
@@ -57,6 +60,51 @@ def test_bfloat16_is_the_default(trained, tmp_path):
              'speculators', '--out', tmp_path / 'x', '--mask_token', 256) == 0
   found = safetensors.read(tmp_path / 'x')
   assert found['fc.weight'].dtype == 'BF16'
+
+
+def an_alphabet(special: tuple[str, ...], **kwargs) -> Tokenizer:
+  """Returns a tokenizer of letters, and special tokens after them."""
+  vocab = {letter: i for i, letter in enumerate(('a', 'b', *special))}
+  backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, []))
+  backend.add_special_tokens(list(special))
+  return Tokenizer(backend, **kwargs)
+
+
+def test_which_token_no_text_uses():
+  special = ('<bos>', '<end>', '<user>', '<file>', '<none>')  # 2 to 6
+  text = an_alphabet(special, bos_id=2, eos_ids=(3,),
+                     chat_template='<user>{{ messages }}')
+  def token(vocab_size, ids, tokenizer=text):
+    model = dataclasses.replace(
+        tiny.model(vocab_size=vocab_size), tokenizer=tokenizer, eos=(3,))
+    return interchange.unused_token(model, np.asarray(ids))
+  assert token(9, range(9)) == 7  # ids 7 and 8 have no token
+  assert token(7, range(7)) == 6
+  assert token(7, [0, 1, 3, 6]) == 5  # 6 is drafted: text uses it
+  assert token(7, [0, 1, 5, 6]) is None
+  assert token(7, range(7), None) is None
+  padded = an_alphabet(('<end>', '[PAD3]', '[PAD4]'), eos_ids=(2,))
+  assert token(5, range(5), padded) == 3
+
+
+def test_a_mask_token_is_chosen(tmp_path, trained, monkeypatch, capsys):
+  text = tiny.tokenizer()
+  target = dataclasses.replace(TARGET, tokenizer=an_alphabet(
+      tuple(f'<{i}>' for i in range(255)), eos_ids=text.eos_ids))
+  monkeypatch.setattr(export.tiny, 'model', lambda: target)
+  ours = drafter_lib.load_drafter(trained, target)
+  assert ours.source.model.config.mask_token is None
+  for flag, token in (((), 5), (('--mask_token', 7), 7)):
+    out = tmp_path / str(token)
+    assert run('--drafter', trained, '--target', 'random', '--format',
+               'speculators', '--out', out, '--dtype', 'float32', *flag) == 0
+    said = capsys.readouterr().out
+    assert ('mask_token: 5, which no text uses' in said) == (token == 5)
+    assert json.loads((out / 'config.json').read_text())[
+        'mask_token_id'] == token
+    again = drafter_lib.load_drafter(out, target)
+    assert again.source.model.config == ours.source.model.config
+    jax.tree.map(np.testing.assert_array_equal, again.params, ours.params)
 
 
 @pytest.mark.parametrize(('arguments', 'message'), [

@@ -10,8 +10,7 @@ import pytest
 from specjax.data import store
 from specjax.host import tiny
 
-TINY = ('train.rollout', '--config', 'configs/rollout_smollm2.py:tiny',
-        '--config.num_self_prompts=14')
+TINY = ('train.rollout', '--config', 'configs/rollout_smollm2.py:tiny')
 
 
 def run(command, out, *arguments):
@@ -29,18 +28,25 @@ def whole(folder):
   return found
 
 
-def test_from_nothing_to_a_dataset_and_on_after_an_interruption(
-    command, tmp_path):
-  out = tmp_path / 'out'
+@pytest.fixture(scope='module')
+def written(command, tmp_path_factory):
+  """Returns the folder of a tiny run, its stdout and stderr."""
+  out = tmp_path_factory.mktemp('rollout') / 'out'
   code, stdout, stderr = run(command, out)
   assert code == 0, stderr
+  return out, stdout, stderr
+
+
+def test_from_nothing_to_a_dataset_and_on_after_an_interruption(
+    command, written, tmp_path):
+  out, stdout, stderr = written
   assert 'user turn without an end' in stdout
-  assert 'user turns: 14/14' in stderr and 'tokens/s' in stderr
+  assert 'user turns: 192/192' in stderr and 'tokens/s' in stderr
   facts = json.loads((out / 'rollout.json').read_text())
   texts = whole(out)
   assert facts['texts'] == {'train': len(texts['rollouts']),
                             'held_out': len(texts['rollouts-held_out'])}
-  assert facts['num_prompts'] + sum(facts['prompts_dropped'].values()) == 14
+  assert facts['num_prompts'] + sum(facts['prompts_dropped'].values()) == 192
   counts = dict(facts['answers'])
   counts.pop('cut', None)
   assert sum(counts.values()) == facts['num_prompts']
@@ -66,6 +72,24 @@ def test_from_nothing_to_a_dataset_and_on_after_an_interruption(
   assert whole(again) == texts
 
 
+def test_a_tiny_drafter_learns_from_tiny_rollouts(
+    command, written, tmp_path):
+  """The two ':tiny' configs fit each other; nothing is cut or left out."""
+  out, _, _ = written
+  process = command(
+      'train.drafter', '--config', 'configs/drafter_smollm2.py:tiny',
+      f'--config.data.rollouts={out}', '--out', tmp_path)
+  _, stderr = process.communicate(timeout=300)
+  assert process.returncode == 0, stderr
+  rows = whole(out)
+  length = a_drafter_config().data.length
+  assert max(len(r[0]) for name in rows for r in rows[name]) <= length
+  facts = json.loads((tmp_path / 'drafter' / 'config.json').read_text())
+  assert facts['text']['texts'] == len(rows['rollouts'])
+  assert facts['text']['held_out_texts'] == len(rows['rollouts-held_out'])
+  assert facts['metrics']['step'] == 12
+
+
 def test_prompts_from_files_with_bad_rows(monkeypatch, tmp_path):
   program = load(monkeypatch)
   path = tmp_path / 'x.jsonl'
@@ -74,16 +98,67 @@ def test_prompts_from_files_with_bad_rows(monkeypatch, tmp_path):
   config = a_config('tiny')
   config.prompts, config.max_prompt = str(path), 30
   dropped = program.Counter()
-  found = program.from_files(config, tiny.model(), dropped)
+  found, dialogues = program.from_files(config, tiny.model(), dropped)
   text = tiny.tokenizer()
   assert [text.decode(t) for t in found] == [
       'abc', '<|user|>hi\n<|assistant|>']
   assert dropped == {'malformed JSON': 1, 'duplicate prompt': 1}
+  assert not dialogues
   more = [*found, found[0], np.arange(31)]
   assert len(program.distinct(more, 30, dropped)) == 2
   assert dropped['too long'] == 1 and dropped['duplicate prompt'] == 2
   with pytest.raises(ValueError, match='no prompt is left: 1 too long'):
     program.distinct([np.arange(31)], 30, program.Counter())
+
+
+def test_later_turns_after_an_interruption(command, tmp_path):
+  """Rows of each turn are counted; the second pass goes on where it was."""
+  path = tmp_path / 'x.jsonl'
+  path.write_text('\n'.join(
+      json.dumps({'turns': [f'{what} {i}?' for what in ('who', 'why', 'when')]
+                  }) for i in range(20)) + '\n{"prompt": "abc"}\n')
+  out = tmp_path / 'out'
+  several = (f'--config.prompts={path}', '--config.turns=first',
+             '--config.max_turns=2', '--config.max_prompt=85',
+             '--config.num_self_prompts=0')
+  code, stdout, stderr = run(command, out, *several)
+  assert code == 0, stderr
+  facts = json.loads((out / 'rollout.json').read_text())
+  ended = sum(facts['prompts_dropped'].values())
+  assert set(facts['prompts_dropped']) == {
+      'turn 2: too long', 'turn 2: after a loop'}
+  assert facts['turns'] == [21, 20 - ended] and 20 - ended > 4
+  assert facts['num_prompts'] == 41 - ended
+  assert f'{41 - ended} (21, {20 - ended} by turn)' in stdout
+  counts = dict(facts['answers'])
+  counts.pop('cut', None)
+  assert sum(counts.values()) == 41 - ended
+  texts, again = whole(out), tmp_path / 'again'
+  shutil.copytree(out, again)
+  for left in again.glob('roll*'):
+    left.unlink()
+  path = again / 'parts-2' / 'state.json'
+  state = json.loads(path.read_text())
+  state['parts'] = state['parts'][:1]
+  path.write_text(json.dumps(state))
+  code, _, stderr = run(command, again, *several)
+  assert code == 0, stderr
+  assert 'turn 2: answers: 4 are there already' in stderr
+  assert whole(again) == texts
+
+
+def test_turns_that_cannot_be_answered_in_order(monkeypatch):
+  program = load(monkeypatch)
+  config = a_config()
+  program.check_turns(config)
+  config.max_turns = 2
+  with pytest.raises(ValueError, match="config.turns=first.*not 'all'"):
+    program.check_turns(config)
+  config.turns = 'first'
+  program.check_turns(config)
+  config.max_turns = 0
+  with pytest.raises(ValueError, match='max_turns=0'):
+    program.check_turns(config)
 
 
 def test_the_template_around_a_user(monkeypatch):
@@ -123,6 +198,11 @@ def test_settings_of_a_config(monkeypatch):
 def a_config(arg: str = ''):
   from configs import rollout_smollm2
   return rollout_smollm2.get_config(arg)
+
+
+def a_drafter_config():
+  from configs import drafter_smollm2
+  return drafter_smollm2.get_config('tiny')
 
 
 def load(monkeypatch):

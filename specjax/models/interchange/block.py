@@ -18,7 +18,7 @@ import warnings
 import numpy as np
 
 from specjax.io.errors import FormatError
-from specjax.models import weights
+from specjax.models import weight_table
 from specjax.models.block_drafter import BlockConfig
 from specjax.models.interchange import shared
 from specjax.models.interchange.shared import EMBEDDING, HEAD, File, Target
@@ -137,8 +137,8 @@ def parts(
     yield shared.norm((layer, 'attention_norm'), at + 'input_layernorm', size)
     yield shared.norm(
         (layer, 'mlp_norm'), at + 'post_attention_layernorm', size)
-    yield from weights._attention(d, (layer, 'attention'), at, 'hf', 0.0)
-    yield from weights._mlp(d, (layer, 'mlp'), at + 'mlp.', True)
+    yield from weight_table.attention(d, (layer, 'attention'), at, 'hf', 0.0)
+    yield from weight_table.mlp(d, (layer, 'mlp'), at + 'mlp.', True)
   if c.mask_token is None:
     yield _mask(c, target, mask_token)
   if c.markov != 'none':
@@ -158,7 +158,7 @@ def _mask(c: BlockConfig, target: Target, token: int | None):
     table[token] = vector / scale
     return (table,)
 
-  return weights._Part(
+  return weight_table.Part(
       ('mask',), ((EMBEDDING, shape),), lambda w: w[token] * scale, split)
 
 
@@ -192,7 +192,7 @@ def _markov(c: BlockConfig, ids: Any, target: Target) -> shared.Parts:
     inverse[ids] = np.arange(width)
     return (table[inverse],)
 
-  yield weights._Part(
+  yield weight_table.Part(
       ('markov_in',), ((_MARKOV, (vocab, rank)),), join, split)
   yield shared.transposed(
       'markov_out', 'markov_head.markov_w2.weight', (width, rank))
@@ -211,10 +211,10 @@ def _confidence(c: BlockConfig, file: File | None) -> shared.Parts:
       'confidence_head_with_markov', True):
     stored = size
   at = 'confidence_head.proj.'
-  yield weights._Part(
+  yield weight_table.Part(
       ('confidence_out',), ((at + 'weight', (1, stored)),),
       lambda w: np.pad(w[0], (0, wide - stored)), lambda w: (w[None],))
-  yield weights._Part(
+  yield weight_table.Part(
       ('confidence_bias',), ((at + 'bias', (1,)),),
       lambda w: w.reshape(()), lambda w: (w.reshape(1),))
 

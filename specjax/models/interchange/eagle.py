@@ -17,7 +17,7 @@ import numpy as np
 
 from specjax.io.errors import FormatError
 from specjax.models import eagle as eagle_lib
-from specjax.models import weights
+from specjax.models import weight_table
 from specjax.models.eagle import EagleConfig
 from specjax.models.interchange import shared
 from specjax.models.interchange.shared import EMBEDDING, HEAD, File, Target
@@ -113,11 +113,11 @@ def parts(
     yield shared.norm(
         (layer, 'mlp_norm'), at + 'post_attention_layernorm', size)
     for shape in (wide, d):
-      for part in weights._attention(shape, (layer, 'attention'), at, 'hf',
-                                     0.0):
+      for part in weight_table.attention(
+          shape, (layer, 'attention'), at, 'hf', 0.0):
         if (part.path[-1] == 'out') == (shape is d):
           yield part
-    yield from weights._mlp(d, (layer, 'mlp'), at + 'mlp.', True)
+    yield from weight_table.mlp(d, (layer, 'mlp'), at + 'mlp.', True)
   if third:
     yield shared.norm(('final_norm',), 'norm', size)
   if c.own_head:

@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from specjax.io.errors import FormatError
-from specjax.models import trained, weights
+from specjax.models import trained, weight_table
 from specjax.models.block_drafter import BlockConfig
 from specjax.models.block_model import BlockModel
 from specjax.models.eagle import EagleConfig
@@ -257,7 +257,7 @@ def _assemble(file: File, parts: list, config: Any) -> Any:
   net = {}
   for part in parts:
     like = expected[part.path]
-    value = weights._assemble(part, file.read)
+    value = weight_table.assemble(part, file.read)
     assert value.shape == like.shape, part.path  # or the table is at fault
     net[part.path] = jnp.asarray(value, like.dtype)
   assert set(net) == set(expected), set(net) ^ set(expected)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from specjax.io.errors import FormatError
-from specjax.models import weights
+from specjax.models import weight_table
 from specjax.models.interchange import shared
 from specjax.models.interchange.shared import File, Target
 from specjax.models.medusa import HeadsConfig
@@ -104,10 +104,10 @@ def _head(form: str, c: HeadsConfig, head: int) -> str:
 def _stacked(
     ours: str, names: list[str], shape: tuple[int, ...],
     lead: tuple[int, ...] | None = None,
-) -> weights._Part:
+) -> weight_table.Part:
   """Returns the part of a stack of matrices (turned) or vectors."""
   lead = (len(names),) if lead is None else lead
-  return weights._Part(
+  return weight_table.Part(
       (ours,), tuple((name, shape) for name in names),
       lambda *w: np.stack([x.T for x in w]).reshape(lead + shape),
       lambda w: tuple(x.T for x in w.reshape((-1, *shape))))
@@ -122,7 +122,7 @@ def _heads(form: str, c: HeadsConfig, ids: Any, target: Target):
     return target.matrix('head', why)[np.asarray(ids)]
 
   names = [_head(form, c, i) for i in range(c.num_heads)]
-  return weights._Part(
+  return weight_table.Part(
       ('head',), tuple((name, shape) for name in names),
       lambda *w: np.stack(w) - rows(),
       lambda w: tuple(w.astype(np.float32) + rows()))

@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from specjax.io.errors import FormatError
 from specjax.models import config as config_lib
-from specjax.models import rope, weights
+from specjax.models import rope, weight_table
 from specjax.models.transformer import TransformerConfig
 
-Parts = Iterator[weights._Part]
+Parts = Iterator[weight_table.Part]
 Array = npt.NDArray[Any]
 
 EMBEDDING, HEAD = 'embed_tokens.weight', 'lm_head.weight'
@@ -209,22 +209,22 @@ def whole_vocabulary(width: int, vocab_size: int, form: str) -> None:
         f"the target has {vocab_size} tokens; 'speculators' has one")
 
 
-def norm(path: weights.Path, name: str, size: int) -> weights._Part:
+def norm(path: weight_table.Path, name: str, size: int) -> weight_table.Part:
   """Returns the part of a norm's scale."""
-  return weights._norm(path, name, size, 0.0)
+  return weight_table.norm(path, name, size, 0.0)
 
 
 def transposed(
     ours: str, name: str, shape: tuple[int, int]
-) -> weights._Part:
+) -> weight_table.Part:
   """Returns the part of a matrix; `shape` is the stored one."""
-  return weights._Part(
+  return weight_table.Part(
       (ours,), ((name, shape),), lambda w: w.T, lambda w: (w.T,))
 
 
-def as_is(ours: str, name: str, shape: tuple[int, ...]) -> weights._Part:
+def as_is(ours: str, name: str, shape: tuple[int, ...]) -> weight_table.Part:
   """Returns the part of an array that is stored as it is."""
-  return weights._Part(
+  return weight_table.Part(
       (ours,), ((name, shape),), lambda w: w, lambda w: (w,))
 
 
