@@ -4,7 +4,7 @@
 
 SmolLM2-135M-Instruct, twelve built-in questions of eight kinds, greedy. Expect
 under 5 minutes on two idle CPU cores, after a download of 98 MB by the first
-run. Chains are short: without an accelerator every further token of a block
+run. Trees are small: without an accelerator every further token of a block
 costs a good part of a step. Each row of `bench.json` has `speedup` and
 `mean_acceptance_length`.
 
@@ -20,11 +20,16 @@ from configs import common
 _DRAFTER = 'checkpoints/smollm2-135m-instruct-dspark'
 
 
+def _tree(nodes: int, depth: int) -> dict:
+  return {'method': 'dspark', 'model': _DRAFTER, 'use_dynamic_tree': True,
+          'num_speculative_tokens': nodes, 'tree_depth': depth,
+          'tree_top_k': 4}
+
+
 def get_config(arg: str = '') -> config_dict.ConfigDict:
   """Returns the config; `arg` is '' or 'tiny'."""
   lookup = {'method': 'ngram', 'num_speculative_tokens': 7,
             'prompt_lookup_min': 2, 'prompt_lookup_max': 4}
-  shipped = {'method': 'dspark', 'model': _DRAFTER}
   config = config_dict.ConfigDict()
   config.target = 'smollm2-135m-instruct'
   config.dtype = config_dict.placeholder(str)  # None: by the backend
@@ -32,17 +37,15 @@ def get_config(arg: str = '') -> config_dict.ConfigDict:
   config.max_prompts = config_dict.placeholder(int)
   config.categories = ()  # all
   config.runs = (
-      {'name': 'dspark-2',
-       'speculative': {**shipped, 'num_speculative_tokens': 2}},
-      {'name': 'dspark-4',
-       'speculative': {**shipped, 'num_speculative_tokens': 4}},
+      {'name': 'dspark-tree-4', 'speculative': _tree(4, 4)},
+      {'name': 'dspark-tree-7', 'speculative': _tree(7, 7)},
       {'name': 'lookup-7', 'speculative': lookup},
   )
   config.verify = 'auto'
   config.verify_options = common.verify_options()
-  config.sampling = common.sampling(temperature=0.0, max_new_tokens=40)
+  config.sampling = common.sampling(temperature=0.0, max_new_tokens=128)
   config.batch_sizes = (1,)
-  config.repeats = 2
+  config.repeats = 1
   config.mesh = (1, 1)
   config.seed = 0
   config.exact = False

@@ -4,7 +4,7 @@
 
 The first run downloads 98 MB of weights; the drafter is in `checkpoints/`.
 Afterwards expect a minute or two on two CPU cores (most of it the plain
-decoding that it is compared with), and 2 to 3 tokens a round.
+decoding that it is compared with), and 2 to 5 tokens a round.
 
   --config configs/quickstart.py:tiny     random weights, seconds, no download
   --config.prompts=FILE                   your own prompts (JSONL or text)
@@ -21,7 +21,10 @@ def get_config(arg: str = '') -> config_dict.ConfigDict:
   config.target = 'smollm2-135m-instruct'
   config.dtype = config_dict.placeholder(str)
   config.speculative = common.speculative(
-      method='dspark', model=common.DRAFTER, num_speculative_tokens=5)
+      method='dspark', model=common.DRAFTER, use_dynamic_tree=True,
+      num_speculative_tokens=7, tree_depth=7, tree_top_k=4)
+  # enabled=True: a trained drafter learns from its rejected drafts.
+  config.online = common.online()
   config.verify = 'auto'
   config.verify_options = common.verify_options()
   config.sampling = common.sampling(temperature=0.0, max_new_tokens=128)

@@ -39,7 +39,7 @@ from specjax.distill.medusa import HeadsTask
 from specjax.distill.small_lm import SmallLMTask
 from specjax.distill.task import Task
 from specjax.distill.teacher import Batch
-from specjax.models import trimmed
+from specjax.models import draft_vocab
 from specjax.models.block_model import BlockModel
 from specjax.models.causal import CausalLM
 from specjax.models.eagle_model import EagleModel
@@ -245,8 +245,8 @@ class OnlineAdaptation:
     log_q = jax.nn.log_softmax(picked.astype(jnp.float32), axis=-1)
     place = anchors + slots
     final = jnp.take_along_axis(teacher.final, place[..., None], axis=1)
-    log_p = trimmed.scores(
-        self.lm.config, trimmed.rows(target, shared['ids']), final)
+    log_p = draft_vocab.scores(
+        self.lm.config, draft_vocab.rows(target, shared['ids']), final)
     log_p -= jnp.take_along_axis(teacher.log_z, place, axis=1)[..., None]
     return losses.loss('kl', log_p, log_q, weight)
 

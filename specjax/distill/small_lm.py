@@ -27,7 +27,7 @@ from specjax.distill.task import (
 )
 from specjax.distill.teacher import Batch, Teacher
 from specjax.drafters.source import LanguageModel
-from specjax.models import trimmed
+from specjax.models import draft_vocab
 from specjax.models.small_lm import SmallLMModel
 
 Array = jax.Array
@@ -121,7 +121,7 @@ class SmallLMTask(ModelTask):
       rows |= {'final': teacher.final, 'log_z': teacher.log_z,
                'top': params['inverse'][teacher.top]}
     drafted = self.model.lm_params(params)['head']
-    judged = trimmed.rows(target, params['ids'])
+    judged = draft_vocab.rows(target, params['ids'])
     score = self._aligned if self.stage == 'align' else self._plain
     sums = in_chunks(
         lambda part: score(drafted, judged, part, progress), rows,

@@ -13,6 +13,7 @@ import pytest
 from specjax.core import topologies
 from specjax.distill import kinds
 from specjax.drafters import ChainLM, GrownLattice, GrownLM, Lattice, TreeLM
+from specjax.drafters.copying import Copying
 from specjax.host import drafter as drafter_lib
 from specjax.host import interchange, methods, tiny
 from specjax.host.generate import generate
@@ -133,6 +134,10 @@ def test_shapes_of_a_block_drafter(tmp_path):
   assert isinstance(built(), Lattice) and built().topology.num_nodes == 3
   assert built(num_speculative_tokens=2).topology.num_nodes == 2
   assert built(num_candidates=4).num_candidates == 4
+  assert built().copying == Copying()
+  assert built(prompt_lookup_max=3).copying.shares == Copying.shares[:3]
+  assert built(prompt_lookup_max=0).copying is None
+  assert built(num_candidates=1).copying is None
   tree = built(speculative_token_tree='branching:2,2')
   assert tree.topology == topologies.parse('branching:2,2')
   grown = built(use_dynamic_tree=True, num_speculative_tokens=6, tree_depth=3,
@@ -163,6 +168,8 @@ def test_shapes_of_the_others(tmp_path):
     built(lattice=True)
   with pytest.raises(ValueError, match='for a lattice'):
     built(num_candidates=4)
+  with pytest.raises(ValueError, match='for a lattice'):
+    built(prompt_lookup_max=4)
 
 
 @pytest.mark.parametrize('kind, model, axes', [
@@ -236,6 +243,7 @@ def test_drafters_of_others_are_loaded_from_their_folder(tmp_path):
      'the tree has 2'),
     ({'use_dynamic_tree': True, 'draft_sample_method': 'iid'}, 'leave out'),
     ({'prompt_lookup_min': 3}, 'unknown for method'),
+    ({'prompt_lookup_max': -1}, 'must be >= 0'),
     ({'model': None}, 'the folder of a drafter'),
     ({'model': '/nowhere'}, 'no config.json'),
     ({'lattice': 1}, 'true or false')])
