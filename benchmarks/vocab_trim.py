@@ -39,6 +39,7 @@ from specjax.drafters import Null
 from specjax.drafters.block import BlockSource
 from specjax.drafters.medusa import HeadsSource
 from specjax.host import drafter as drafter_lib
+from specjax.host import shapes
 from specjax.host.drafter import Loaded
 from specjax.models import draft_vocab, trained
 from train import text as text_lib
@@ -112,7 +113,7 @@ def answers(runner: support.Runner, size: int) -> np.ndarray:
 
 def section(model, loaded: Loaded, ids, asked, args) -> dict[str, Any]:
   """Measures one vocabulary beside plain decoding."""
-  drafter = drafter_lib.shape(
+  drafter = shapes.shape(
       loaded.source, loaded.num_draft, json.loads(args.config))
   runners = [
       support.Runner(name, model, d, p, 0.0, args.new_tokens)

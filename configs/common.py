@@ -32,7 +32,7 @@ def speculative(**values) -> config_dict.ConfigDict:
       exact_shape=bool, draft_cost=_FLOAT, widths=tuple,
       prompt_lookup_lengths=tuple, speculative_token_tree=_STR,
       draft_sample_method=_STR, use_dynamic_tree=bool, tree_depth=_INT,
-      tree_top_k=_INT, lattice=bool, num_candidates=_INT,
+      tree_top_k=_INT, lattice=bool, num_candidates=_INT, copy_max=_INT,
       draft_acceptance_threshold=_FLOAT)
   return _section(types, values)
 
@@ -47,6 +47,17 @@ def verify_options(**values) -> config_dict.ConfigDict:
       lenience=_FLOAT, epsilon=_FLOAT, delta=_FLOAT, form=_STR,
       num_neighbours=_INT, lam=_FLOAT, residual=_STR, offset=_INT,
       threshold=_FLOAT, num_noise=_INT, drafts=_STR, codebook=_STR, head=_STR)
+  return _section(types, values)
+
+
+def online(**values) -> config_dict.ConfigDict:
+  """Returns `enabled` and all fields of `specjax.distill.online.Settings`.
+
+  Off unless `enabled`; unset ones are None.
+  """
+  types = dict(
+      enabled=bool, every=_INT, steps=_INT, learning_rate=_FLOAT,
+      clip_norm=_FLOAT, length=_INT, places=_INT)
   return _section(types, values)
 
 

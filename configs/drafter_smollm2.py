@@ -64,7 +64,7 @@ def get_config(arg: str = '') -> config_dict.ConfigDict:
       new_tokens=128, batches=4, draft=section(
           num_speculative_tokens=_INT, speculative_token_tree=_STR,
           use_dynamic_tree=bool, tree_depth=_INT, tree_top_k=_INT,
-          lattice=bool, num_candidates=_INT)))
+          lattice=bool, num_candidates=_INT, copy_max=_INT)))
   config.save = config_dict.ConfigDict(dict(form='bfloat16'))
   tiny, _, kind = arg.partition('-')
   if tiny == 'tiny':

@@ -3,7 +3,8 @@
 Streams the text of one prompt, decodes the rest beside it, and writes
 `samples.jsonl` and `summary.json` to `--out`. With `config.compare_plain` the
 same prompts are then decoded without drafts, and both are printed side by
-side.
+side. With `config.online.enabled` a trained drafter learns as it goes
+(`distill.online`); the texts follow the same law.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from rich.table import Table
 import specjax
 from specjax.data import builtin
 from specjax.host import cli, methods
+from specjax.host import online as online_lib
 from specjax.host import rules as rules_lib
 from specjax.host.requests import Result
 from specjax.io import output
@@ -37,6 +39,7 @@ def main() -> int:
   out = output.prepare(_FLAGS.out.value)
   options = cli.sampling(config.sampling)
   drafting = cli.speculative(config.speculative, _SPECULATIVE.value)
+  learning = online_lib.settings(config.get('online'))
   prompts = read_prompts(config, quiet)
   cli.start(_FLAGS.distributed.value)
   mesh = cli.mesh(config.mesh)
@@ -44,6 +47,8 @@ def main() -> int:
   drafter, drafter_params = methods.build(
       drafting or {'method': 'null'}, target,
       cli.load_drafter(target, quiet))
+  online = learning and online_lib.build(
+      learning, drafter, drafter_params, target)
   rule, rule_params = rules_lib.build(
       config.verify, config.verify_options.to_dict(), target.vocab_size)
 
@@ -61,12 +66,14 @@ def main() -> int:
       outdated=[out / 'summary.json']) as file:
     results = specjax.generate(
         target, drafter, prompts, options, drafter_params=drafter_params,
-        verify=rule, verifier_params=rule_params,
+        verify=rule, verifier_params=rule_params, online=online,
         on_text=shown.text, on_progress=status,
         on_result=lambda r: file.write(row(r)), **shared)
   status.clear()
   shown.end()
   summary = results.summary()
+  if online:
+    summary['online'] = online.summary()
   summary['config'] = config.to_dict()
 
   # --- Compare --------------------------------------------------------
@@ -158,6 +165,15 @@ def print_table(summary: dict[str, Any]) -> None:
   console.print(table)
   if 'speedup' in summary:
     console.print(f"speed-up {summary['speedup']:.2f}x")
+  if 'online' in summary:
+    one = summary['online']
+    console.print(
+        f"online adaptation: {one['updates']} updates in "
+        f"{one['seconds']:.1f} s, {one['skipped']} skipped")
+    if not one['updates'] + one['skipped']:
+      console.print('(an update takes config.online.every requests, and '
+                    'rejected drafts within their first config.online.length '
+                    'tokens)')
   if summary['lossy']:
     console.print(f"lossy rule: one-step TV {summary['one_step_tv']:.4f}")
 

@@ -2,7 +2,14 @@
 
 import json
 
+import jax
+import numpy as np
 import pytest
+
+import specjax
+from specjax.distill import kinds
+from specjax.host import drafter as drafter_lib
+from specjax.host import tiny
 
 TINY = ('specjax.sample', '--config', 'configs/quickstart.py:tiny', '--out')
 KEYS = {
@@ -74,6 +81,50 @@ def test_quiet_with_bad_lines_and_another_drafter(command, tmp_path):
       ('1', 0), ('4', 0), ('4.1', 1)]
   for r in rows:
     assert len(r['log_probs']['raw']) == len(r['tokens'])
+
+
+def test_a_drafter_learns_online_and_texts_stay(command, tmp_path):
+  target, ids = tiny.model(), np.arange(0, 257, 2)
+  task = kinds.build(
+      'dspark', target.lm.config, len(ids),
+      model={'num_layers': 1, 'num_taps': 2, 'num_slots': 3,
+             'markov_rank': 4})
+  net = jax.jit(task.init)(jax.random.key(0), target.params)
+  drafter_lib.save_drafter(tmp_path / 'drafter', task.model, net, ids, target,
+                           kind='dspark', num_draft=3, form='float32')
+  speculative = json.dumps({'model': str(tmp_path / 'drafter')})
+  asked = ['one', 'and two'] * 3
+  (tmp_path / 'asked.txt').write_text('\n'.join(asked))
+  code, out, err = run(
+      command, tmp_path, f'--config.prompts={tmp_path}/asked.txt',
+      '--config.compare_plain=False', '--config.online.enabled',
+      '--config.online.every=2', '--config.online.learning_rate=0.01',
+      '--config.online.length=64',
+      '--speculative_config', speculative)
+  assert code == 0, err
+  summary = strict((tmp_path / 'summary.json').read_text())
+  online = summary['online']
+  assert online['updates'] == 3 and online['skipped'] == 0
+  # The same two prompts each time.
+  assert online['last_loss'] < online['first_loss']
+  assert 0 < online['seconds'] < summary['wall_s']
+  assert 'online adaptation: 3 updates' in out
+  plain = specjax.generate(
+      target, {'method': 'null', 'num_speculative_tokens': 3},
+      asked, specjax.Sampling(max_new_tokens=16))
+  rows = [strict(line) for line in
+          (tmp_path / 'samples.jsonl').read_text().splitlines()]
+  assert [r['text'] for r in rows] == plain.texts
+
+
+@pytest.mark.parametrize('argument, said', [
+    ('--config.online.enabled', 'Lookup(K=7) cannot be trained'),
+    ('--config.online.every=2', 'needs config.online.enabled=True'),
+    ('--config.online.rate=2', 'rate')])
+def test_online_that_cannot_be(command, tmp_path, argument, said):
+  code, _, err = run(command, tmp_path, argument)
+  assert code == 1 and said in err and 'Traceback' not in err
+  assert not list(tmp_path.glob('s*.json*'))
 
 
 @pytest.mark.parametrize('text, said', [

@@ -22,6 +22,7 @@ from specjax.distill.on_policy import OnPolicy
 from specjax.distill.task import cast
 from specjax.distill.trainer import Trainer
 from specjax.host import drafter as drafter_lib
+from specjax.host import shapes
 from specjax.host.load import Model
 from specjax.parallel import rules
 from train import log
@@ -55,7 +56,7 @@ class Run:
           seed=config.seed, mesh=mesh)
     self._context = measure.context(
         text.prompts, config.eval.new_tokens, eos=target.eos)
-    drafter = drafter_lib.shape(
+    drafter = shapes.shape(
         trainer.task.source(), trainer.task.num_draft,
         config.eval.draft.to_dict())
     self._engine = Engine(target.lm, drafter, verify.get('greedy'))

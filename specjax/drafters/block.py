@@ -135,7 +135,8 @@ class BlockSource:
       previous = self.model.previous(own, params.target, tokens[:, :-1])
       step = step + self.model.transitions(
           own, hidden[:, 1:], previous, index[:, 1:])
-    step = jnp.broadcast_to(step, step.shape[:2] + (num, num))
+    kept = index.shape[-1]  # all there are, if fewer than asked for
+    step = jnp.broadcast_to(step, step.shape[:2] + (kept, kept))
     return Table(
         tokens, jax.nn.log_softmax(scores[:, 0], axis=-1),
         jax.nn.log_softmax(step, axis=-1)), {'cache': memory['cache']}

@@ -25,7 +25,7 @@ class Copy(NamedTuple):
   """What followed the best match: int32[B,G] tokens, -1 beyond its end."""
 
   tokens: Array
-  share: Array  # f32[B,G], chance of each token given those before
+  share: Array  # f32[B,G], for each token after the one copied before it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,9 +97,11 @@ def mix(scores: Array, hit: Array, share: Array) -> Array:
     share: f32[...], in [0, 1).
 
   Returns:
-    `log((1 - share) exp(scores) + share [hit])`; normalised if `scores` was.
+    `log((1 - share) exp(scores) + share [hit])`; normalised if `scores` was,
+    and never above 0.
   """
   share = share * jnp.any(hit, axis=-1)
   rest = scores + jnp.log1p(-share)[..., None]
   own = jnp.where(hit, jnp.log(share)[..., None], -jnp.inf)
-  return jnp.logaddexp(rest, own)
+  # Rounding must not make a path likelier than what it goes on from.
+  return jnp.minimum(jnp.logaddexp(rest, own), 0.0)

@@ -134,28 +134,30 @@ class Lattice(_LatticeDrafter):
     if most > self.num_candidates:
       raise ValueError(f'{most} children of a node, but num_candidates='
                        f'{self.num_candidates}')
-    _, first = _top(table.first, most)  # [B,C]
+    scores, first = _top(table.first, most)  # [B,C]
     # [B,G-1,K,C]: ranked candidates after each candidate.
-    _, after = _top(table.step, most)
+    gains, after = _top(table.step, most)
     chosen = jnp.zeros((batch, topology.num_nodes), jnp.int32)
+    likely = jnp.zeros((batch, topology.num_nodes), bool)
     rank = np.asarray([topology.children[p].index(i)
                        for i, p in enumerate(up)])
     for level in range(1, topology.max_depth + 1):
       slots = np.asarray([i for i, d in enumerate(depth) if d == level])
       if level == 1:
-        new = first[:, rank[slots]]
+        new, score = first[:, rank[slots]], scores[:, rank[slots]]
       else:
         above = chosen[:, np.asarray(up)[slots] - 1]
-        rows = after[:, level - 2]  # [B,K,C]
         index = above * most + rank[slots]
-        new = jnp.take_along_axis(
-            rows.reshape(batch, -1), index, axis=1)
+        new, score = (jnp.take_along_axis(
+            x[:, level - 2].reshape(batch, -1), index, axis=1)
+            for x in (after, gains))  # of [B,K,C]
       chosen = chosen.at[:, slots].set(new)
+      likely = likely.at[:, slots].set(jnp.isfinite(score))
     flat = table.tokens.reshape(batch, -1)
     place = (np.asarray(depth) - 1) * self.num_candidates
     tokens = jnp.take_along_axis(flat, chosen + place, axis=1)
-    valid = jnp.broadcast_to(~context.done[:, None], tokens.shape)
-    return base.point_draft(topology, tokens, valid)
+    return base.point_draft(
+        topology, tokens, likely & ~context.done[:, None])
 
   def _drawn(self, context, table: Table) -> Draft:
     """Draws a chain: each token from the candidates after the one before."""
@@ -257,7 +259,7 @@ class GrownLattice(_LatticeDrafter):
 
 
 def _mixed(table: Table, copy: Copy) -> Table:
-  """Gives copied tokens their share, along the copied path only."""
+  """Gives copied tokens their share, after the copied token before only."""
   hit = table.tokens == copy.tokens[..., None]  # [B,G,K]
   first = mix(table.first, hit[:, 0], copy.share[:, 0])
   after = hit[:, :-1, :, None] & hit[:, 1:, None, :]  # [B,G-1,K,K]

@@ -237,8 +237,9 @@ def _lattices(full: bool) -> Iterator[Job]:
       'copying chain', Misstating(
           dataclasses.replace(chain, copying=copying), chain), setting,
       (Fault.PART_LEFT_OUT,))
-  yield Drafted('copying grown lattice', GrownLattice(
-      source, len(IDS), 5, _NUM, 2, copying=copying), setting)
+  for title, drafter in shapes[:2]:
+    yield Drafted(f'copying {title}', dataclasses.replace(
+        drafter, copying=copying), setting)
   if full:
     shapes.append(('whole lattice chain', Lattice(source, len(IDS))))
   for title, drafter in shapes:

@@ -1,4 +1,4 @@
-"""Trained drafters: kept in a folder, loaded for a target, given a shape."""
+"""Trained drafters: kept in a folder, loaded for a target."""
 
 from __future__ import annotations
 
@@ -14,10 +14,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from specjax.core import topologies
-from specjax.drafters import ChainLM, GrownLattice, GrownLM, Lattice, TreeLM
 from specjax.drafters.block import BlockSource
-from specjax.drafters.copying import Copying
 from specjax.drafters.eagle import EagleSource
 from specjax.drafters.medusa import HeadsSource
 from specjax.drafters.source import LanguageModel
@@ -159,68 +156,6 @@ def carry_over(folder: str | Path, net: Any, ids: Any) -> Any:
   return jax.tree_util.tree_map_with_path(one, net)
 
 
-def shape(source: Any, num_draft: int, config: Mapping[str, Any]) -> Any:
-  """Returns the drafter of a source that a configuration asks for.
-
-  Args:
-    source: a `drafters.source.Source`.
-    num_draft: tokens of a chain, unless the configuration says otherwise.
-    config: `num_speculative_tokens`; `speculative_token_tree`, or
-      `use_dynamic_tree` with `tree_depth`, `tree_top_k`;
-      `draft_confidence_threshold`, `draft_acceptance_threshold` (chains) and
-      `draft_sample_method` (trees), which exclude a lattice. Of block
-      drafters: `lattice`, default true unless excluded, and of those
-      `num_candidates` and `prompt_lookup_max`, the longest match of the
-      text's end whose continuation is a candidate too (default 16, 0: none).
-
-  Raises:
-    ValueError: a combination that is not possible.
-  """
-  config = {k: v for k, v in config.items() if v is not None}
-  free = {k: config.pop(k) for k in (
-      'draft_confidence_threshold', 'draft_acceptance_threshold',
-      'draft_sample_method') if k in config}
-  is_block = isinstance(source, BlockSource)
-  lattice = config.pop('lattice', is_block and not free)
-  if lattice and not is_block:
-    raise ValueError("'lattice': only block drafters (dspark, dflash) have "
-                     'one')
-  if lattice and free:
-    raise ValueError(f'{sorted(free)} need "lattice": false')
-  candidates = _candidates(config, lattice)
-  tree = config.pop('speculative_token_tree', None)
-  if config.pop('use_dynamic_tree', False):
-    if tree is not None or free:
-      raise ValueError("'use_dynamic_tree' grows its own tree: leave out "
-                       f"{['speculative_token_tree', *free]}")
-    if lattice:
-      return GrownLattice(source=source, **candidates, **config)
-    return GrownLM(model=source, **config)
-  misplaced = sorted({'tree_depth', 'tree_top_k'} & set(config))
-  if misplaced:
-    raise ValueError(f"{misplaced} are for 'use_dynamic_tree': true")
-  num = config.pop('num_speculative_tokens', None)
-  if tree is not None:
-    return _static(source, topologies.parse(tree), num, lattice, candidates,
-                   free)
-  return _chain(source, num or num_draft, lattice, candidates, free)
-
-
-def _candidates(config: dict[str, Any], lattice: bool) -> dict[str, Any]:
-  """Takes what a lattice's candidates are from a configuration."""
-  found: dict[str, Any] = {
-      k: config.pop(k) for k in ('num_candidates', 'prompt_lookup_max')
-      if k in config}
-  if found and not lattice:
-    raise ValueError(f'{sorted(found)}: for a lattice')
-  longest = found.pop('prompt_lookup_max', len(Copying.shares))
-  if longest < 0:
-    raise ValueError(f'prompt_lookup_max={longest}: must be >= 0')
-  if lattice and longest and found.get('num_candidates', 2) > 1:
-    found['copying'] = Copying(Copying.shares[:longest])
-  return found
-
-
 def fingerprint(target: Model) -> str:
   """Returns a hash that tells a target's weights from others' of its shape.
 
@@ -238,8 +173,8 @@ def fingerprint(target: Model) -> str:
 
 def named(tree: Any) -> dict[str, Any]:
   """Returns the leaves of a tree of dicts by name: 'layer_0.mlp.down'."""
-  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-  return {_name(path): leaf for path, leaf in leaves}
+  return {_name(path): leaf
+          for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def _name(path: tuple) -> str:
@@ -310,32 +245,3 @@ def _tree(folder: Any, arrays: dict[str, Any], wanted: Any) -> Any:
     is_matrix = array.ndim >= 2
     return jnp.asarray(array, leaf.dtype if is_matrix else jnp.float32)
   return jax.tree_util.tree_map_with_path(one, wanted)
-
-
-def _chain(source, num, lattice, candidates, free) -> Any:
-  if lattice:
-    # A chain of all slots is what a lattice is without a tree.
-    drafter = Lattice(source=source, **candidates)
-    return drafter if num == source.num_slots else drafter.narrow(num)
-  if 'draft_sample_method' in free and free['draft_sample_method'] != 'iid':
-    raise ValueError("'draft_sample_method' needs 'speculative_token_tree'")
-  return ChainLM(
-      model=source, num_speculative_tokens=num,
-      confidence_threshold=free.get('draft_confidence_threshold', 0.0),
-      acceptance_threshold=free.get('draft_acceptance_threshold', 0.0))
-
-
-def _static(source, topology, num, lattice, candidates, free) -> Any:
-  """Returns the drafter of a static tree."""
-  if num not in (None, topology.num_nodes):
-    raise ValueError(f'num_speculative_tokens={num}: the tree has '
-                     f'{topology.num_nodes} nodes')
-  if lattice:
-    return Lattice(source=source, tree=topology, **candidates)
-  thresholds = sorted({
-      'draft_confidence_threshold', 'draft_acceptance_threshold'} & set(free))
-  if thresholds:
-    raise ValueError(f'{thresholds} are for chains')
-  method = free.get('draft_sample_method')
-  return TreeLM(tree=topology, model=source, **(
-      {} if method is None else {'draft_sample_method': method}))

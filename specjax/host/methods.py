@@ -19,8 +19,9 @@ from specjax.drafters import (
   Null,
   TreeLM,
 )
+from specjax.drafters.copying import Copying
 from specjax.host import drafter as trained
-from specjax.host import vocab_trim
+from specjax.host import shapes, vocab_trim
 from specjax.host.load import Model
 from specjax.io import drafter_file
 
@@ -49,8 +50,7 @@ _TRAINED: dict[str, tuple[str, ...]] = {
 _HEAD_KEYS = {
     'model', 'draft_confidence_threshold', 'draft_acceptance_threshold',
     'speculative_token_tree', 'draft_sample_method', 'use_dynamic_tree',
-    'tree_depth', 'tree_top_k', 'lattice', 'num_candidates',
-    'prompt_lookup_max'}
+    'tree_depth', 'tree_top_k', 'lattice', 'num_candidates', 'copy_max'}
 _SHARED = {'method', 'num_speculative_tokens', 'draft_len_schedule',
            'exact_shape', 'draft_cost', 'widths'}
 _KEYS = {
@@ -71,7 +71,7 @@ _TYPES: dict[str, Any] = {
     'max_ngram': int, 'model': (str, Model, trained.Loaded),
     'draft_confidence_threshold': numbers.Real,
     'draft_acceptance_threshold': numbers.Real, 'lattice': bool,
-    'num_candidates': int,
+    'num_candidates': int, 'copy_max': int,
     'prompt_lookup_lengths': Sequence, 'use_dynamic_tree': bool,
     'speculative_token_tree': (str, Sequence, tree_lib.Topology),
     'draft_sample_method': str, 'tree_depth': int, 'tree_top_k': int,
@@ -111,7 +111,8 @@ def build(
       'eagle', 'medusa', 'hydra', 'small_lm', or 'draft_head' for any of
       them, `model` being their folder; the keys of trees,
       `draft_acceptance_threshold` (chains, of the confidence head), and of
-      block drafters `lattice` and `num_candidates` (`host.drafter.shape`).
+      block drafters `lattice`, `num_candidates` and `copy_max`
+      (`host.shapes.shape`; copies are on unless it is 0).
     target: the model that will verify.
     load: loads `config['model']` when that is a source, not a `Model`.
 
@@ -197,7 +198,9 @@ def _trained(
   if kinds and kind not in kinds:
     raise ValueError(f'method {method!r}: this drafter is of kind {kind!r}; '
                      "use that, or 'draft_head'")
-  return trained.shape(model.source, model.num_draft, kwargs), model.params
+  return shapes.shape(
+      model.source, model.num_draft, kwargs,
+      copy_max=len(Copying.shares)), model.params
 
 
 def _lookup(kwargs: dict[str, Any]) -> Any:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from specjax.distill import measure
-from specjax.drafters.copying import Copying, insert, mix
+from specjax.drafters import GrownLattice, lattice
+from specjax.drafters.copying import Copy, Copying, insert, mix
+from specjax.drafters.grown_lm import best_of
+from specjax.drafters.lattice import Table
 
 SHARES = (0.2, 0.5, 0.8)
 
@@ -71,6 +76,26 @@ def test_a_mixture_is_a_law():
   want[:2] = (1 - share[:2, :, None]) * p[:2] + share[:2, :, None] * hit[:2]
   np.testing.assert_allclose(got, want, atol=1e-6)
   np.testing.assert_allclose(got.sum(-1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize('share', Copying.shares)
+def test_certain_copies_keep_their_parents(share):
+  """Rounding makes no path likelier than what it goes on from."""
+  depth, num = 5, 4
+  tokens = jnp.arange(depth)[:, None] * 10 + jnp.arange(num)  # slot, candidate
+  step = jax.nn.log_softmax(jnp.where(jnp.eye(num, dtype=bool), 0.0, -42.0))
+  table = Table(
+      tokens[None], jax.nn.log_softmax(jnp.asarray([[1.0, 0.6, -6.0, -7.0]])),
+      jnp.broadcast_to(step, (1, depth - 1, num, num)))
+  copy = Copy(tokens[None, :, 1], jnp.full((1, depth), share).at[:, 0].set(0))
+  mixed = lattice._mixed(table, copy)
+  assert float(jnp.max(mixed.step)) <= 0
+  drafter = GrownLattice(
+      types.SimpleNamespace(num_slots=depth), num, num_speculative_tokens=6,
+      tree_depth=depth, tree_top_k=2)
+  token, parent, _ = best_of(drafter._expand(mixed), 6)
+  slot = np.concatenate([[-1], np.asarray(token[0]) // 10])
+  np.testing.assert_array_equal(slot[np.asarray(parent[0])], slot[1:] - 1)
 
 
 @pytest.mark.parametrize('shares', [(), (1.0,), (-0.1,), (0.2, float('nan'))])

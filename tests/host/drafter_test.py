@@ -135,8 +135,8 @@ def test_shapes_of_a_block_drafter(tmp_path):
   assert built(num_speculative_tokens=2).topology.num_nodes == 2
   assert built(num_candidates=4).num_candidates == 4
   assert built().copying == Copying()
-  assert built(prompt_lookup_max=3).copying.shares == Copying.shares[:3]
-  assert built(prompt_lookup_max=0).copying is None
+  assert built(copy_max=3).copying.shares == Copying.shares[:3]
+  assert built(copy_max=0).copying is None
   assert built(num_candidates=1).copying is None
   tree = built(speculative_token_tree='branching:2,2')
   assert tree.topology == topologies.parse('branching:2,2')
@@ -169,7 +169,7 @@ def test_shapes_of_the_others(tmp_path):
   with pytest.raises(ValueError, match='for a lattice'):
     built(num_candidates=4)
   with pytest.raises(ValueError, match='for a lattice'):
-    built(prompt_lookup_max=4)
+    built(copy_max=4)
 
 
 @pytest.mark.parametrize('kind, model, axes', [
@@ -243,7 +243,10 @@ def test_drafters_of_others_are_loaded_from_their_folder(tmp_path):
      'the tree has 2'),
     ({'use_dynamic_tree': True, 'draft_sample_method': 'iid'}, 'leave out'),
     ({'prompt_lookup_min': 3}, 'unknown for method'),
-    ({'prompt_lookup_max': -1}, 'must be >= 0'),
+    ({'copy_max': -1}, r'copy_max=-1: must be in \[0, 16\]'),
+    ({'copy_max': 17}, 'copy_max=17: must be in'),
+    ({'copy_max': 4, 'num_candidates': 1}, 'must be >= 2'),
+    ({'num_speculative_tokens': 0}, "'null' drafts nothing"),
     ({'model': None}, 'the folder of a drafter'),
     ({'model': '/nowhere'}, 'no config.json'),
     ({'lattice': 1}, 'true or false')])
