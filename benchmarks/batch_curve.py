@@ -36,7 +36,7 @@ from specjax.core.round import Engine
 from specjax.core.types import Context, Models
 from specjax.distill import measure
 from specjax.drafters import Adaptive, ChainLM, Null
-from specjax.eval.plots import _COLOURS, _MARKERS, _figure, _finish
+from specjax.eval.plots import COLOURS, MARKERS, finish, new_figure
 from specjax.verify import get as rule_named
 
 # Slots for this many times the tokens that are to be covered.
@@ -269,7 +269,7 @@ def groups_of(model, batch: int, args):
 
 def draw(data: dict[str, Any], path: pathlib.Path) -> None:
   """Draws speed-ups by batch size; whiskers span the runs."""
-  figure, axes = _figure(7.0)
+  figure, axes = new_figure(7.0)
   sections = {int(b): s['runs'] for b, s in data['sections'].items()}
   batches = sorted(sections)
   for number, name in enumerate(n for n in sections[batches[0]]
@@ -280,14 +280,14 @@ def draw(data: dict[str, Any], path: pathlib.Path) -> None:
     axes.errorbar(
         batches, mean, [np.maximum(mean - [s['min'] for s in spread], 0),
                         np.maximum([s['max'] for s in spread] - mean, 0)],
-        marker=_MARKERS[number], color=_COLOURS[number], label=name,
+        marker=MARKERS[number], color=COLOURS[number], label=name,
         capsize=3)
   axes.axhline(1.0, color='black', linestyle='--', linewidth=1.2)
   axes.set_xscale('log', base=2)
   axes.set_xticks(batches, [str(b) for b in batches])
   axes.set_xlabel('batch size (sequences decoded at once)')
   axes.set_ylabel('speed-up over plain decoding (×)')
-  _finish(figure, axes, f'{data["setting"]["target"]} on {data["device"]}\n'
+  finish(figure, axes, f'{data["setting"]["target"]} on {data["device"]}\n'
           'Tokens a second against plain decoding; whiskers: range', path)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from specjax.eval.plots import _COLOURS, _figure, _finish
+from specjax.eval.plots import COLOURS, finish, new_figure
 from specjax.io import output
 
 # Axis -> its name, and what is told apart in the title.
@@ -58,11 +58,11 @@ def draw(
   means = np.array([np.mean(v) for v in values])
   low = means - [min(v) for v in values]
   high = [max(v) for v in values] - means
-  figure, axes = _figure(max(6.0, 1.0 * len(found)))
+  figure, axes = new_figure(max(6.0, 1.0 * len(found)))
   place = np.arange(len(found))
   axes.errorbar(place, means, [np.maximum(low, 0), np.maximum(high, 0)],
                 fmt='-o' if is_number(found) else 'o', capsize=4,
-                color=_COLOURS[0], zorder=3)
+                color=COLOURS[0], zorder=3)
   for at, mean in zip(place, means, strict=True):
     axes.annotate(f'{mean:.2f}', (at, mean), (6, 6), fontsize=8,
                   textcoords='offset points')
@@ -73,7 +73,7 @@ def draw(
   axes.set_ylabel('tokens a round, τ')
   setting = data['setting']
   seeds = max(map(len, values))
-  _finish(figure, axes, f'{setting["target"]} on {data["device"]}\n'
+  finish(figure, axes, f'{setting["target"]} on {data["device"]}\n'
           f'{setting["seconds"]:g} s of training each, greedy chains'
           + (f'; whiskers: range of {seeds} seeds' if seeds > 1 else ''),
           path)

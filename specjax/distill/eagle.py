@@ -164,7 +164,7 @@ class EagleTask(ModelTask):
       loss += self.top_k_weight * weighted_sum(
           _top(wanted, log_q, self.top_k), weight)
     if self.feature_weight:
-      distance = smooth_l1(hidden, each(part['final']))
+      distance = losses.smooth_l1(hidden, each(part['final']))
       loss += self.feature_weight * weighted_sum(distance, weight)
       out['feature_loss'] = _by_step(distance, part['valid'])
     alpha = jax.lax.stop_gradient(losses.acceptance(exact, log_q))
@@ -216,14 +216,6 @@ def places(
     valid.append(chain & _later(joined, 1 + step))
   return {'valid': jnp.stack(valid, axis=2).astype(jnp.float32),
           'label': jnp.where(label < width, label, -1)}
-
-
-def smooth_l1(x: Array, y: Array) -> Array:
-  """Returns f32[...], the mean over the last axis of Huber's loss, beta 1."""
-  gap = x.astype(jnp.float32) - jax.lax.stop_gradient(y).astype(jnp.float32)
-  size = jnp.abs(gap)
-  return jnp.mean(
-      jnp.where(size < 1, 0.5 * gap * gap, size - 0.5), axis=-1)
 
 
 def _top(log_p: Array, log_q: Array, num: int) -> Array:

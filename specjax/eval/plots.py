@@ -18,9 +18,9 @@ Rows = Sequence[Mapping[str, Any]]
 
 # Okabe and Ito's palette: told apart with colour-blind eyes and in print.
 _PLAIN = '#7f7f7f'
-_COLOURS = ('#0072b2', '#e69f00', '#009e73', '#d55e00', '#cc79a7', '#56b4e9',
+COLOURS = ('#0072b2', '#e69f00', '#009e73', '#d55e00', '#cc79a7', '#56b4e9',
             '#000000')
-_MARKERS = 'osD^vPX'
+MARKERS = 'osD^vPX'
 # Above this many bars their values would touch.
 _MAX_LABELS = 30
 
@@ -41,7 +41,7 @@ def speedup_by_category(rows: Rows, path: Path, title: str) -> None:
   shown = runs[1:]
   groups = list(dict.fromkeys(r['category'] for r in rows))
   cells = {(r['run'], r['category']): r for r in rows}
-  figure, axes = _figure(max(
+  figure, axes = new_figure(max(
       7.0, 1.0 + len(groups) * max(1.0, 0.45 * len(shown))))
   _bars(axes, groups, shown, lambda run, group: cells[run, group], 'speedup',
         '{:.2f}', runs)
@@ -52,7 +52,7 @@ def speedup_by_category(rows: Rows, path: Path, title: str) -> None:
       for g in groups], fontsize=9)
   axes.set_xlabel('category, with its number of prompts')
   axes.set_ylabel('speed-up over plain decoding (×)')
-  _finish(figure, axes, f'{title}\nSpeed-up by category, batch size '
+  finish(figure, axes, f'{title}\nSpeed-up by category, batch size '
           f'{batch_size}; whiskers: range over '
           f"{rows[0]['num_repeats']} repeats", path)
 
@@ -63,7 +63,7 @@ def acceptance_by_position(rows: Rows, path: Path, title: str) -> None:
   rows = [r for r in rows
           if r['batch_size'] == batch_size and r['category'] == OVERALL]
   runs = _runs(rows)
-  figure, axes = _figure(7.5)
+  figure, axes = new_figure(7.5)
   for row in rows:
     joint = row['per_position_acceptance']
     if not joint:
@@ -73,7 +73,7 @@ def acceptance_by_position(rows: Rows, path: Path, title: str) -> None:
         color=_colour(row['run'], runs),
         # Runs often agree: smaller markers on top leave both visible.
         markersize=max(9 - 2 * runs.index(row['run']), 3),
-        marker=_MARKERS[runs.index(row['run']) % len(_MARKERS)])
+        marker=MARKERS[runs.index(row['run']) % len(MARKERS)])
     axes.plot(place, joint, '-', label=f"{row['run']}, joint", **style)
     # None (never drafted there) becomes a gap.
     conditional = [float('nan') if c is None else c
@@ -88,7 +88,7 @@ def acceptance_by_position(rows: Rows, path: Path, title: str) -> None:
   axes.set_xticks(range(1, longest + 1, step))
   axes.set_xlabel('position in the draft (tokens)')
   axes.set_ylabel('accepted (%)')
-  _finish(figure, axes, f'{title}\nAcceptance by position, batch size '
+  finish(figure, axes, f'{title}\nAcceptance by position, batch size '
           f'{batch_size} (joint: all up to there; conditional: given all '
           'before)', path)
 
@@ -99,13 +99,13 @@ def speed_by_batch(rows: Rows, path: Path, title: str) -> None:
   runs = _runs(rows)
   sizes = sorted({r['batch_size'] for r in rows})
   cells = {(r['run'], r['batch_size']): r for r in rows}
-  figure, axes = _figure(max(6.5, 1.0 + 0.7 * len(sizes) * len(runs)))
+  figure, axes = new_figure(max(6.5, 1.0 + 0.7 * len(sizes) * len(runs)))
   _bars(axes, sizes, runs, lambda run, size: cells[run, size],
         'tokens_per_s', '{:.1f}', runs)
   axes.set_xticks(range(len(sizes)), [str(s) for s in sizes])
   axes.set_xlabel('batch size (sequences decoded at once)')
   axes.set_ylabel('speed, wall clock (tokens/s)')
-  _finish(figure, axes, f'{title}\nSpeed by batch size; whiskers: range over '
+  finish(figure, axes, f'{title}\nSpeed by batch size; whiskers: range over '
           f"{rows[0]['num_repeats']} repeats", path)
 
 
@@ -116,10 +116,11 @@ def _runs(rows: Rows) -> list[str]:
 def _colour(run: str, runs: Sequence[str]) -> str:
   """Returns the colour of a run, the same in all figures; plain is grey."""
   index = runs.index(run)
-  return _PLAIN if index == 0 else _COLOURS[(index - 1) % len(_COLOURS)]
+  return _PLAIN if index == 0 else COLOURS[(index - 1) % len(COLOURS)]
 
 
-def _figure(width: float) -> tuple[Figure, Any]:
+def new_figure(width: float) -> tuple[Figure, Any]:
+  """Returns a figure `width` inches wide and its axes."""
   figure = Figure(figsize=(width, 4.8), layout='constrained')
   FigureCanvasAgg(figure)
   axes = figure.add_subplot()
@@ -157,7 +158,7 @@ def _bars(axes, groups, shown, cell, name: str, form: str, runs) -> None:
   axes.margins(y=0.1)
 
 
-def _finish(figure: Figure, axes, title: str, path: Path) -> None:
+def finish(figure: Figure, axes, title: str, path: Path) -> None:
   """Adds title and legend, and writes the file."""
   # On the figure, not the axes: a long name must not be cut off.
   figure.suptitle(title, fontsize=11)

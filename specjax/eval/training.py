@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.ticker import PercentFormatter
 
-from specjax.eval.plots import _COLOURS, _MARKERS, _figure, _finish
+from specjax.eval.plots import COLOURS, MARKERS, finish, new_figure
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -33,57 +33,57 @@ def draw(train: Rows, tests: Rows, folder: Path, title: str) -> list[Path]:
 
 def tau(rows: Rows, path: Path, title: str) -> None:
   """Draws tokens a round, measured by the decoder, against minutes."""
-  figure, axes = _figure(6.5)
+  figure, axes = new_figure(6.5)
   axes.plot([r['minutes'] for r in rows], [r['tau'] for r in rows], 'o-',
-            color=_COLOURS[0])
+            color=COLOURS[0])
   axes.set_xlabel('training (minutes, tests left out)')
   axes.set_ylabel('tokens a round, τ')
-  _finish(figure, axes, f'{title}\nτ on held-out prompts, greedy', path)
+  finish(figure, axes, f'{title}\nτ on held-out prompts, greedy', path)
 
 
 def loss(rows: Rows, path: Path, title: str) -> None:
   """Draws the training loss against steps."""
-  figure, axes = _figure(6.5)
+  figure, axes = new_figure(6.5)
   shown = [r for r in rows if 'loss' in r]
   axes.plot([r['step'] for r in shown], [r['loss'] for r in shown],
-            color=_COLOURS[0])
+            color=COLOURS[0])
   axes.set_xlabel('step')
   axes.set_ylabel('loss')
-  _finish(figure, axes, f'{title}\nTraining loss (its mixture may change on '
+  finish(figure, axes, f'{title}\nTraining loss (its mixture may change on '
           'the way)', path)
 
 
 def acceptance(rows: Rows, path: Path, title: str) -> None:
   """Draws teacher-forced acceptance by position against steps."""
   shown = [r for r in rows if 'acceptance' in r]
-  figure, axes = _figure(6.5)
+  figure, axes = new_figure(6.5)
   for place in range(len(shown[0]['acceptance']) if shown else 0):
     axes.plot([r['step'] for r in shown],
               [r['acceptance'][place] for r in shown],
-              color=_COLOURS[place % len(_COLOURS)],
-              linestyle='-' if place < len(_COLOURS) else '--',
+              color=COLOURS[place % len(COLOURS)],
+              linestyle='-' if place < len(COLOURS) else '--',
               label=f'position {place + 1}')
   axes.yaxis.set_major_formatter(PercentFormatter(1.0))
   axes.set_xlabel('step')
   axes.set_ylabel('Σ min(p, q) (%)')
-  _finish(figure, axes, f"{title}\nAcceptance by position in training, after "
+  finish(figure, axes, f"{title}\nAcceptance by position in training, after "
           "the text's own tokens", path)
 
 
 def gap(rows: Rows, path: Path, title: str) -> None:
   """Draws the last test: what training promises, what decoding accepts."""
   last = rows[-1]
-  figure, axes = _figure(6.5)
+  figure, axes = new_figure(6.5)
   for number, (label, values) in enumerate((
       ('decoder: accepted, given those before', last['conditional']),
       ("teacher-forced: equal argmax, after the text's own tokens",
        last['held_out']['match']))):
     axes.plot(range(1, len(values) + 1), values, '-',
-              marker=_MARKERS[number], color=_COLOURS[number], label=label)
+              marker=MARKERS[number], color=COLOURS[number], label=label)
   axes.set_ylim(0, 1.02)
   axes.yaxis.set_major_formatter(PercentFormatter(1.0))
   axes.set_xticks(range(1, len(last['conditional']) + 1))
   axes.set_xlabel('position in the draft (tokens)')
   axes.set_ylabel('accepted (%)')
-  _finish(figure, axes, f'{title}\nHeld-out text in training and in '
+  finish(figure, axes, f'{title}\nHeld-out text in training and in '
           f'decoding, step {last["step"]}', path)
