@@ -45,7 +45,7 @@ def get_config(arg: str = '') -> config_dict.ConfigDict:
   config.verify_options = common.verify_options()
   config.sampling = common.sampling(temperature=0.0, max_new_tokens=128)
   config.batch_sizes = (1,)
-  config.repeats = 1
+  config.repeats = 1  # more for a spread; this takes four minutes
   config.mesh = (1, 1)
   config.seed = 0
   config.exact = False
