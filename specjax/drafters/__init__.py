@@ -3,6 +3,7 @@
 from specjax.drafters.block import BlockSource
 from specjax.drafters.chain_lm import ChainLM
 from specjax.drafters.compose import Adaptive
+from specjax.drafters.copying import Copying
 from specjax.drafters.grown_lm import GrownLM
 from specjax.drafters.lattice import GrownLattice, Lattice
 from specjax.drafters.lookup import InputGuided, Lookup
@@ -12,6 +13,6 @@ from specjax.drafters.scripted import Scripted, ScriptedTree
 from specjax.drafters.tree_lm import TreeLM
 
 __all__ = [
-    'Adaptive', 'BlockSource', 'ChainLM', 'GrownLM', 'GrownLattice',
-    'InputGuided', 'Lattice', 'Lookup', 'LookupTree', 'Null', 'Scripted',
+    'Adaptive', 'BlockSource', 'ChainLM', 'Copying', 'GrownLM',
+    'GrownLattice', 'InputGuided', 'Lattice', 'Lookup', 'LookupTree', 'Null', 'Scripted',
     'ScriptedTree', 'TreeLM']

@@ -3,8 +3,7 @@
 A language model repeats itself, and its prompt, in ways that a small drafter
 cannot know and that a search finds for free. The token that followed an
 earlier occurrence of the present suffix becomes one of the lattice's
-candidates, and takes a share of the probability: the share of such copies
-that are right after a match of that length.
+candidates, and takes a share of the probability, larger after longer matches.
 """
 
 from __future__ import annotations
@@ -53,18 +52,22 @@ class Copying:
     if not self.shares or not all(0 <= x < 1 for x in self.shares):
       raise ValueError(f'shares={self.shares}: chances in [0, 1), of matches '
                        'of 1, 2, ... tokens')
+    _ = self.lookup  # raises for what it does not take
+
+  @property
+  def lookup(self) -> Lookup:
+    """The search for matches."""
+    return Lookup(
+        prompt_lookup_max=len(self.shares), prefer=self.prefer)
 
   def find(self, context: Context, num: int) -> Copy:
     """Returns up to `num` tokens that follow the longest match."""
-    most = len(self.shares)
-    lookup = Lookup(num, prompt_lookup_max=most, prefer=self.prefer)
-    score = lookup.score(context.tokens, context.length)
-    best = jnp.max(score, axis=1)
-    run = jnp.where(best >= 0, best // context.tokens.shape[1], 0)
+    end, run = self.lookup.match(context.tokens, context.length)
     tokens, valid = copy_text(
-        context.tokens, jnp.argmax(score, axis=1) + 1,
-        jnp.where(run > 0, context.length, 0), num, context.options.eos)
-    index = jnp.clip(run[:, None] + jnp.arange(num), 1, most) - 1
+        context.tokens, end + 1, jnp.where(run > 0, context.length, 0), num,
+        context.options.eos)
+    index = jnp.clip(
+        run[:, None] + jnp.arange(num), 1, len(self.shares)) - 1
     share = jnp.asarray(self.shares, jnp.float32)[index]
     heat = context.options.temperature
     if heat is not None:

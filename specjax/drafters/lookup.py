@@ -69,9 +69,18 @@ class Lookup(base.ChainDrafter):
       `(end int32[B], hit bool[B])`: index of the last token of the match.
       The suffix never matches itself, but may overlap it.
     """
+    end, run = self.match(tokens, length)
+    return end, run > 0
+
+  def match(self, tokens: Array, length: Array) -> tuple[Array, Array]:
+    """Returns `(end, run) int32[B]` like `find`: how long the match is.
+
+    0 is no match; `prompt_lookup_max` also stands for longer ones.
+    """
     score = self.score(tokens, length)
-    end = jnp.argmax(score, axis=1)
-    return end.astype(jnp.int32), jnp.max(score, axis=1) >= 0
+    best = jnp.max(score, axis=1)
+    return (jnp.argmax(score, axis=1).astype(jnp.int32),
+            jnp.where(best >= 0, best // tokens.shape[1], 0))
 
   def score(self, tokens: Array, length: Array) -> Array:
     """Returns how good a match ends at each place, int32[B,S]; -1: none.

@@ -102,3 +102,8 @@ def test_certain_copies_keep_their_parents(share):
 def test_shares_are_chances(shares):
   with pytest.raises(ValueError, match='shares='):
     Copying(shares)
+
+
+def test_matches_are_searched_for_as_lookup_does():
+  with pytest.raises(ValueError, match='prefer='):
+    Copying(SHARES, prefer='best')
