@@ -14,5 +14,5 @@ from specjax.drafters.tree_lm import TreeLM
 
 __all__ = [
     'Adaptive', 'BlockSource', 'ChainLM', 'Copying', 'GrownLM',
-    'GrownLattice', 'InputGuided', 'Lattice', 'Lookup', 'LookupTree', 'Null', 'Scripted',
-    'ScriptedTree', 'TreeLM']
+    'GrownLattice', 'InputGuided', 'Lattice', 'Lookup', 'LookupTree', 'Null',
+    'Scripted', 'ScriptedTree', 'TreeLM']
