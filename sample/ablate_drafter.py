@@ -38,8 +38,8 @@ from train import log
 from train import text as text_lib
 from train.run import Run, optimiser
 
-# Steps that are timed before a run, and thrown away; steps reported.
-_TIMED, _LAST = 20, 20
+# Steps reported.
+_LAST = 20
 # Of training, for the tiny model and others.
 _TINY_SECONDS, _SECONDS = 0.2, 60.0
 
@@ -85,7 +85,7 @@ class Job:
       seed: of weights and batches. seconds: of training.
     """
     run = self.run(seed)
-    steps = planned(run, seconds)
+    steps = max(1, round(seconds / run.pace()))
     run.schedule(steps)
     state = jax.block_until_ready(run.fresh())
     pending: list[Any] = []
@@ -109,20 +109,6 @@ class Job:
             x.size for x in jax.tree.leaves(state.net)),
         'num_draft': len(row['per_position']),
         'last_steps': log.summary(jax.device_get(pending)), **self.vocab}
-
-
-def planned(run: Run, seconds: float) -> int:
-  """Returns the steps that fit into `seconds`, from some that are timed."""
-  run.schedule(_TIMED + 2)
-  state = run.fresh()
-  for step in range(_TIMED + 2):
-    state, _, _ = run.step(state, step)
-    if step == 1:
-      jax.block_until_ready(state)
-      begin = time.perf_counter()
-  jax.block_until_ready(state)
-  each = (time.perf_counter() - begin) / _TIMED
-  return max(1, round(seconds / each))
 
 
 def subset(packed: Packed, share: float, seed: int) -> Packed:

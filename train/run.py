@@ -83,20 +83,24 @@ class Run:
   def plan(self, begin: float) -> int:
     """Returns the steps that fit into `config.minutes` since `begin`."""
     config = self.config
-    self.schedule(_TIMED + 1)
-    state = self.fresh()
     tests = time.monotonic()
-    self.evaluate(state, 0, 0.0)  # compiled before
+    self.evaluate(self.fresh(), 0, 0.0)  # compiled before
     tests = time.monotonic() - tests
-    for step in range(_TIMED + 1):
+    each = self.pace() + tests / config.eval_every
+    left = 60 * config.minutes - (time.monotonic() - begin)
+    return greatest(max(1, int(_PLANNED * left / each)))  # one plan for all
+
+  def pace(self) -> float:
+    """Returns the seconds of a step, from some that are thrown away."""
+    self.schedule(_TIMED + 2)
+    state = self.fresh()
+    for step in range(_TIMED + 2):
       state, _, _ = self.step(state, step)
-      if step == 0:
+      if step == 1:
         jax.block_until_ready(state)
         start = time.monotonic()
     jax.block_until_ready(state)
-    each = (time.monotonic() - start) / _TIMED + tests / config.eval_every
-    left = 60 * config.minutes - (time.monotonic() - begin)
-    return greatest(max(1, int(_PLANNED * left / each)))  # one plan for all
+    return (time.monotonic() - start) / _TIMED
 
   def schedule(self, num_steps: int) -> None:
     """Fixes the length of the run."""
