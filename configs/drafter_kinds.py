@@ -21,7 +21,7 @@ def of_kind(config: config_dict.ConfigDict, kind: str) -> None:
     config.model.num_slots = 8
     # As shipped: 10 MiB in int8.
     config.model.mlp_dim = 960
-    config.model.markov_rank, config.model.markov_input = 64, 'embedding'
+    config.model.markov_rank, config.model.markov_input = 40, 'embedding'
     config.save.form = 'int8'
     config.task.update(dict(num_anchors=96, gamma=4.0, weighting='decay',
                             confidence_weight=1.0))

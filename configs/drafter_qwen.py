@@ -1,5 +1,6 @@
 """A block drafter (DSpark) for Qwen2.5-Coder-1.5B-Instruct.
 
+  python -m train.rollout --config configs/rollout_qwen.py --out out/text_qwen
   python -m train.drafter --config configs/drafter_qwen.py \
       --config.data.rollouts=out/text_qwen --out out/dspark_qwen
 
@@ -21,7 +22,7 @@ def get_config(arg: str = '') -> config_dict.ConfigDict:
     return config
   config.target = 'qwen2.5-coder-1.5b-instruct'
   config.batch_size, config.data.length = 8, 1024
-  config.optimizer.learning_rate = 6e-4
+  config.optimizer.learning_rate = 1.2e-3
   if config.kind in ('dspark', 'dflash'):
     config.model.update(dict(num_taps=5, mlp_dim=4608, markov_rank=256,
                              markov_input='table'))

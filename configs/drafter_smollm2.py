@@ -36,12 +36,13 @@ def get_config(arg: str = '') -> config_dict.ConfigDict:
   config.mesh = (1, 1)
   config.seed = 0
   config.kind = 'dspark'
-  config.draft_vocab_size = 16_384
+  config.draft_vocab_size = 28_672
   config.init_from = config_dict.placeholder(str)  # a drafter to train on
   # --- Text -----------------------------------------------------------
   config.data = config_dict.ConfigDict(dict(
       rollouts=config_dict.placeholder(str), length=512, share=1.0,
-      held_out=0.02))  # the last: where the rollouts hold nothing out
+      held_out=0.02,  # where the rollouts hold nothing out
+      exclude=config_dict.placeholder(str)))  # files of a test's questions
   # --- Network: None is the kind's default, or the target's -----------
   config.model = section(
       num_layers=_INT, mlp_dim=_INT, num_heads=_INT, num_kv_heads=_INT,
@@ -53,8 +54,8 @@ def get_config(arg: str = '') -> config_dict.ConfigDict:
   config.minutes = 30.0
   config.batch_size = 32
   config.optimizer = config_dict.ConfigDict(dict(
-      learning_rate=1e-3, warmup=0.03, schedule='cosine', betas=(0.9, 0.95),
-      weight_decay=0.0, clip_norm=1.0, muon=False))
+      learning_rate=2e-3, warmup=0.03, schedule='cosine', betas=(0.9, 0.95),
+      weight_decay=0.0, clip_norm=1.0, muon=True))
   # --- Tests, states, results -----------------------------------------
   config.log_every = 50
   config.eval_every = 1000

@@ -224,7 +224,7 @@ def parse(arguments=None) -> argparse.Namespace:
   parser.add_argument('--batch_size', type=int, default=32)
   parser.add_argument('--num_prompts', type=int, default=64)
   parser.add_argument('--new_tokens', type=int, default=128)
-  parser.add_argument('--learning_rate', type=float, default=1e-3)
+  parser.add_argument('--learning_rate', type=float, default=2e-3)
   parser.add_argument('--threads', type=int, default=12)
   parser.add_argument('--group', type=int, default=12)
   args = parser.parse_args(arguments)

@@ -48,12 +48,12 @@ class Variant:
 class Sizes:
   """Numbers along the axes; the default is for SmolLM2."""
 
-  vocabulary: tuple[int, ...] = (8192, 16384, 24576, 32768)
+  vocabulary: tuple[int, ...] = (8192, 16384, 28_672, 49_152)
   slots: tuple[int, ...] = (2, 4, 6, 8, 12, 16)
   layers: tuple[int, ...] = (1, 2, 3, 4)
   steps: tuple[int, ...] = (1, 2, 4, 7)
   share: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
-  ranks: tuple[int, ...] = (32, 64, 128, 256)
+  ranks: tuple[int, ...] = (16, 40, 128)
 
 
 TINY = Sizes(vocabulary=(64, 128), slots=(2, 3), layers=(1, 2),
@@ -77,7 +77,8 @@ def axes(tiny: bool = False) -> dict[str, tuple[Variant, ...]]:
       ('layers', _numbers('layers', 'model.num_layers', sizes.layers)),
       ('ttt', _numbers('ttt', 'task.steps', sizes.steps, 'eagle3')),
       ('share', _numbers('share', 'data.share', sizes.share)),
-      ('markov', _markov(sizes)))}
+      ('markov', _markov(sizes)),
+      ('optimizer', _optimizers()))}
 
 
 def _losses() -> Iterator[Variant]:
@@ -99,6 +100,13 @@ def _markov(sizes: Sizes) -> Iterator[Variant]:
   yield Variant('markov', 'of a table', changes=(
       ('model.markov_input', 'table'),))
   yield Variant('markov', 'gated', changes=(('model.markov', 'gated'),))
+
+
+def _optimizers() -> Iterator[Variant]:
+  for name, muon in (('AdamW', False), ('Muon', True)):
+    for rate in (1e-3, 2e-3):
+      yield Variant('optimizer', f'{name}, {rate:g}', changes=(
+          ('optimizer.muon', muon), ('optimizer.learning_rate', rate)))
 
 
 def config(variant: Variant, base: dict[str, Any], tiny: bool) -> Any:

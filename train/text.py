@@ -56,6 +56,7 @@ def read(config: Any, target: Model, seed: int) -> Text:
   train, held_out, facts = _records(config.data, target, seed)
   for name, rows in (('train', train), ('held-out', held_out)):
     _check(name, rows, target)
+  train, excluded = without(train, config.data.exclude, target)
   texts = len(train)
   if not 0 < config.data.share <= 1:
     raise ValueError(f'config.data.share={config.data.share}: in (0, 1]')
@@ -64,12 +65,43 @@ def read(config: Any, target: Model, seed: int) -> Text:
   packed = Packed.from_records(train, length)
   about = {
       'rollouts': str(config.data.rollouts), 'texts': len(train),
-      'held_out_texts': len(held_out),
+      'excluded': excluded, 'held_out_texts': len(held_out),
       'tokens': int(np.sum(packed.document > 0)),
       'supervised_tokens': int(np.sum(packed.supervised)),
       'rows': len(packed), 'density': packed.density, 'origin': facts}
   return Text(packed, Packed.from_records(held_out, length),
               _prompts(config.eval, held_out, target), about)
+
+
+def without(
+    records: list[Record], paths: str | None, target: Model
+) -> tuple[list[Record], int]:
+  """Leaves out texts that share 13 tokens in a row with some questions.
+
+  Args:
+    records: texts. paths: files of conversations or prompts, comma between;
+      only what users say counts. None: nothing is left out.
+
+  Returns:
+    `(records, number left out)`.
+
+  Raises:
+    ValueError: a file that cannot be read, or nothing is left.
+  """
+  if not paths:
+    return records, 0
+  if target.tokenizer is None:
+    raise ValueError(f'config.data.exclude={paths}: {target.name} has no '
+                     'tokenizer')
+  rows, _ = conversations.read(paths.split(','))
+  said = [target.tokenizer.encode(what, add_bos=False)
+          for row in rows for what in row.said_by_users]
+  shared = filters.sharing(
+      [r.tokens for r in records], [np.asarray(s) for s in said])
+  kept = [r for r, drop in zip(records, shared, strict=True) if not drop]
+  if not kept:
+    raise ValueError(f'config.data.exclude={paths} leaves no text')
+  return kept, len(records) - len(kept)
 
 
 def vocabulary(
@@ -119,7 +151,9 @@ def _records(
                     f'{target.name}: a drafter learns best from its '
                     "target's own text", stacklevel=2)
   if not held_out:
-    train, held_out = filters.split(train, data.held_out, seed)
+    # Of another seed than `train.rollout`'s: if its held-out half has been
+    # lost, the same seed would find nothing in what is left.
+    train, held_out = filters.split(train, data.held_out, ~seed)
   return train, held_out, facts
 
 

@@ -59,6 +59,14 @@ class Conversation:
   loss_mask: npt.NDArray[np.bool_] | None = None
   later: tuple[str, ...] = ()
 
+  @property
+  def said_by_users(self) -> tuple[str, ...]:
+    """All user turns, or the prompt; empty for a tokenised row."""
+    said = () if self.text is None else (self.text,)
+    said += tuple(m['content'] for m in self.messages or ()
+                  if m['role'] == 'user')
+    return said + self.later
+
 
 def read(
     paths: str | Path | Iterable[str | Path],

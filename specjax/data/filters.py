@@ -7,7 +7,7 @@ what users wrote.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
 import hashlib
 
@@ -142,6 +142,27 @@ def trailing_loop(
     if run >= (repeats - 1) * period:
       return size - run - int(period), int(period)
   return None
+
+
+def sharing(
+    texts: Sequence[npt.NDArray[np.integer]],
+    others: Sequence[npt.NDArray[np.integer]], n: int = 13,
+) -> npt.NDArray[np.bool_]:
+  """Returns bool[len(texts)]: which texts share an n-gram with the others.
+
+  So a test's questions are kept out of the text that is learnt from.
+
+  Args:
+    texts, others: token ids. Other texts of fewer than `n` tokens share
+      nothing.
+    n: tokens in a row that no longer are chance, >= 1.
+
+  Reference: Brown et al. 2020, arXiv:2005.14165, appendix C (13-grams).
+  """
+  wanted = [ngrams(other, n) for other in others]
+  known = set(np.concatenate(wanted).tolist()) if wanted else set()
+  return np.array([
+      not known.isdisjoint(ngrams(text, n).tolist()) for text in texts], bool)
 
 
 class Filter:

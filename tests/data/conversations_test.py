@@ -146,3 +146,13 @@ def test_prompts(tmp_path):
   with pytest.raises(ValueError, match='no prompt is left: 8 too long'):
     conversations.prompts(rows[:4] + rows[5:], encode, max_length=1,
                           turns='all')
+
+
+def test_what_users_said(tmp_path):
+  path = tmp_path / 'x.jsonl'
+  lines(path, [*GOOD, {'turns': ['one', 'two']}, {'prompt': 'plain'}])
+  rows, _ = conversations.read(path)
+  assert [r.said_by_users for r in rows if r.tokens is None][-2:] == [
+      ('one', 'two'), ('plain',)]
+  assert rows[0].said_by_users == ('hi', 'bye')
+  assert [r.said_by_users for r in rows if r.tokens is not None] == [()]

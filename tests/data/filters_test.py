@@ -142,3 +142,16 @@ def test_a_million_tokens_take_seconds():
     assert len(list(Filter()(records))) == 1000
     best = min(best, time.process_time() - begin)
   assert best < 1.5  # measured: 0.15 s
+
+
+def test_texts_that_share_a_question():
+  question = text(30, 1)
+  texts = [text(100, 2), [*text(20, 3), *question[5:18], *text(20, 4)],
+           [*text(20, 3), *question[5:17], *text(20, 4)], question[:12], []]
+  questions = [np.asarray(question, np.int32), np.asarray(text(12, 2))]
+  found = filters.sharing([np.asarray(t, np.int64) for t in texts], questions)
+  assert found.tolist() == [False, True, False, False, False]
+  assert filters.sharing([np.asarray(question)], []).tolist() == [False]
+  # A text of fewer than n tokens is in nothing.
+  assert filters.sharing(
+      [np.asarray(text(100, 2))], questions, n=12).tolist() == [True]
