@@ -37,7 +37,7 @@ def to_torch(model) -> Any:
       pad_token_id=0)
   net = getattr(transformers, f'{name}ForCausalLM')(config)
   tensors = {k: torch.from_numpy(np.array(v, np.float32))
-             for k, v in weights.export_hf(c, model.params).items()}
+             for k, v in weights.export(c, model.params).items()}
   missing, unexpected = net.load_state_dict(tensors, strict=False)
   if unexpected or [m for m in missing if m != 'lm_head.weight']:
     raise ValueError(f'missing {missing}, unexpected {unexpected}')

@@ -8,23 +8,20 @@ of a run that is still going on.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-import contextlib
-import io
+import functools
 import json
 import os
 from pathlib import Path
-import shutil
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from specjax.data import shards
 from specjax.io import output
 from specjax.io.errors import OutputError
 
-# Version of the layout, of all three forms.
-_VERSION = '1.0.0'
-_FACTS = 'rollout.json'
+_LAYOUT = shards.Layout('rollouts', '1.0.0', 'rollout.json')
 
 
 class Record(NamedTuple):
@@ -220,61 +217,31 @@ def write(
     ValueError: a split without records.
     OutputError: the folder is in use, or cannot be written (disk full).
   """
-  folder = Path(folder).expanduser()
   kept = {name: list(records) for name, records in splits.items()}
   empty = [name for name, records in kept.items() if not records]
   if empty or not kept:
     raise ValueError(f'{folder}: no records for {empty or "any split"}')
-  with output.folder(folder) as new:
-    root = new / 'tfds'
-    for path in list(_build(root, kept).iterdir()):
-      path.rename(new / path.name)
-    shutil.rmtree(root)  # tfds nests folders for name and version
-    output.write_json(new / _FACTS, dict(facts))
-  return folder
+  return shards.write(
+      folder, _LAYOUT, _features,
+      {name: functools.partial(_rows, records)
+       for name, records in kept.items()}, facts)
 
 
-def _build(root: Path, splits: Mapping[str, Sequence[Record]]) -> Path:
-  """Runs a tfds builder under `root`; returns the folder that it made."""
-  import tensorflow_datasets as tfds
+def _features(features: Any) -> dict[str, Any]:
+  return {
+      'tokens': features.Tensor(shape=(None,), dtype=np.int32),
+      'prompt_length': np.int32, 'temperature': np.float32,
+      'finished': np.bool_, 'prompt_index': np.int64}
 
-  class Rollouts(tfds.core.GeneratorBasedBuilder):
-    """Texts that a target generated."""
 
-    VERSION = tfds.core.Version(_VERSION)
-    # Nothing is downloaded; looking for checksums needs one more package.
-    url_infos: dict[str, Any] = {}
-
-    def _info(self):
-      # The usual constructor looks for files of a package.
-      features = tfds.features.FeaturesDict({
-          'tokens': tfds.features.Tensor(shape=(None,), dtype=np.int32),
-          'prompt_length': np.int32, 'temperature': np.float32,
-          'finished': np.bool_, 'prompt_index': np.int64})
-      return tfds.core.DatasetInfo(
-          builder=self, disable_shuffling=True, features=features)
-
-    def _split_generators(self, dl_manager):
-      del dl_manager
-      return {name: self._generate_examples(records)
-              for name, records in splits.items()}
-
-    def _generate_examples(self, records):
-      for key, record in enumerate(records):
-        yield key, {
-            **record._asdict(), 'tokens': np.asarray(record.tokens, np.int32)}
-
-  builder = Rollouts(data_dir=str(root), file_format='array_record')
-  tfds.disable_progress_bar()
-  with contextlib.redirect_stdout(io.StringIO()):  # it speaks of downloads
-    builder.download_and_prepare()
-  return Path(str(builder.data_dir))
+def _rows(records: Sequence[Record]) -> Iterator[dict[str, Any]]:
+  for record in records:
+    yield {**record._asdict(), 'tokens': np.asarray(record.tokens, np.int32)}
 
 
 def source(folder: str | Path, split: str = 'train') -> Any:
   """Returns the random-access source of a split that `write` wrote."""
-  import tensorflow_datasets as tfds
-  return tfds.builder_from_directory(str(folder)).as_data_source(split)
+  return shards.source(folder, split)
 
 
 def read(folder: str | Path, split: str = 'train') -> Iterator[Record]:
@@ -293,4 +260,4 @@ def to_record(row: Mapping[str, Any]) -> Record:
 
 def facts(folder: str | Path) -> dict[str, Any]:
   """Returns the facts that `write` was given."""
-  return json.loads((Path(folder) / _FACTS).read_text(encoding='utf-8'))
+  return _LAYOUT.read_facts(folder)

@@ -5,6 +5,7 @@ from specjax.drafters.chain_lm import ChainLM
 from specjax.drafters.compose import Adaptive
 from specjax.drafters.copying import Copying
 from specjax.drafters.grown_lm import GrownLM
+from specjax.drafters.jacobi import Jacobi
 from specjax.drafters.lattice import GrownLattice, Lattice
 from specjax.drafters.lookup import InputGuided, Lookup
 from specjax.drafters.lookup_tree import LookupTree
@@ -14,5 +15,5 @@ from specjax.drafters.tree_lm import TreeLM
 
 __all__ = [
     'Adaptive', 'BlockSource', 'ChainLM', 'Copying', 'GrownLM',
-    'GrownLattice', 'InputGuided', 'Lattice', 'Lookup', 'LookupTree', 'Null',
-    'Scripted', 'ScriptedTree', 'TreeLM']
+    'GrownLattice', 'InputGuided', 'Jacobi', 'Lattice', 'Lookup',
+    'LookupTree', 'Null', 'Scripted', 'ScriptedTree', 'TreeLM']

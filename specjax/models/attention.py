@@ -47,6 +47,8 @@ class Block(struct.PyTreeNode, kw_only=True):
       windows read it; may be None when `start` is 0.
     start: static; number of entries that earlier calls have fed, >= 0.
     exact: static; attend to a tree in path order (see `Sight.view`).
+    first: int32[B] or None; slots before it are never seen (a prompt padded
+      on its left).
     whole: static; the T tokens are the whole text (`base` 0, `start` 0):
       attention reads this call's keys and the cache is left alone. For
       training, where `ancestors` keeps packed documents apart.
@@ -57,6 +59,7 @@ class Block(struct.PyTreeNode, kw_only=True):
   fed: Array | None = None
   ancestors: Array | None = None
   entry_position: Array | None = None
+  first: Array | None = None
   start: int = struct.field(pytree_node=False, default=0)
   exact: bool = struct.field(pytree_node=False, default=False)
   whole: bool = struct.field(pytree_node=False, default=False)
@@ -168,6 +171,8 @@ def sight(cache: Cache, block: Block, window: int | None) -> Sight:
   stored = stored[:, None, :]  # [B|1,1,slots]
   if block.ancestors is None:
     seen = (stored >= 0) & (stored <= block.slot[..., None])
+    if block.first is not None:
+      seen &= stored >= block.first[:, None, None]
     if window is not None:
       seen &= stored > block.slot[..., None] - window
     return Sight(seen)
@@ -186,6 +191,8 @@ def _whole_mask(block: Block, window: int | None) -> Array:
   if window is not None:
     gap = block.position[:, :, None] - block.position[:, None]
     seen &= gap < window
+  if block.first is not None:
+    seen &= jnp.arange(size) >= block.first[:, None, None]
   return seen
 
 
@@ -193,6 +200,8 @@ def _tree_mask(stored: Array, block: Block, window: int | None) -> Array:
   """Returns bool[B,T,slots]; `stored int32[B|1,1,slots]` after the write."""
   base = block.base[:, None, None]
   seen = (stored >= 0) & (stored < base)
+  if block.first is not None:
+    seen &= stored >= block.first[:, None, None]
   if window is not None:
     seen &= stored > block.position[..., None] - window
   inside = stored - base  # entry of the scratch region

@@ -9,7 +9,14 @@ import jax
 import jax.numpy as jnp
 
 from specjax.core import pipeline, tree
-from specjax.core.types import Draft, Models, Scores, SpecState, Verdict
+from specjax.core.types import (
+  Context,
+  Draft,
+  Models,
+  Scores,
+  SpecState,
+  Verdict,
+)
 from specjax.models import attention
 from specjax.models.attention import Block
 from specjax.models.transformer import (
@@ -134,15 +141,32 @@ class CausalLM:
         params, state['cache'], tokens, block, taps=taps, with_head=False)
     return found, {**state, 'cache': cache}
 
+  def inputs(
+      self, params: Any, context: Context, tokens: Array, position: Array
+  ) -> Array:
+    """Returns what the decoder is fed: tokens [B,T], or states [B,T,D].
+
+    For targets whose prompts are more than tokens.
+    """
+    del params, context, position
+    return tokens
+
+  def first(self, context: Context) -> Array | None:
+    """Returns int32[B], the first slot of each text; None: all begin at 0."""
+    del context
+    return None
+
   def init(
       self, params: Models, state: SpecState, position: Array, fed: Array,
       taps: tuple[str, ...],
   ) -> tuple[SpecState, dict[str, Array]]:
     """Feeds a chunk of the prompt (no logits are computed)."""
     tokens = tree.take_row(state.context.tokens, position)
-    block = Block(base=position[:, 0], position=position, fed=fed)
+    x = self.inputs(params.target, state.context, tokens, position)
+    block = Block(base=position[:, 0], position=position, fed=fed,
+                  first=self.first(state.context))
     _, found, cache = self.forward(
-        params.target, state.target['cache'], tokens, block, taps=taps,
+        params.target, state.target['cache'], x, block, taps=taps,
         with_head=False)
     return state.replace(target={**state.target, 'cache': cache}), found
 
@@ -157,10 +181,12 @@ class CausalLM:
     """
     context = state.context
     topology = draft.topology
-    block = _draft_block(context.root, draft)
+    block = _draft_block(context.root, draft).replace(
+        first=self.first(context))
     if draft.resume is None:
       pending = tree.take_row(context.tokens, context.root)
       x = jnp.concatenate([pending[:, None], draft.tokens], axis=1)
+      x = self.inputs(params.target, context, x, block.position)
       start = 0
     else:
       x, start = draft.resume.hidden, draft.resume.layer
@@ -183,17 +209,7 @@ class CausalLM:
 
     Besides the decoder's taps there is 'logits': raw, before `core.law`.
     """
-    inner = tuple(name for name in taps if name != 'logits')
-    logits, found, state = self.raw(params, state, draft, inner)
-    if 'logits' in taps:
-      found = {**found, 'logits': logits}
-    past = tree.history(draft.topology, draft.parents, draft.tokens)
-    keep_raw = state.context.log_probs is not None
-    law = pipeline.law(state.context, logits, past)
-    return Scores(
-        target_law=law, taps=found,
-        finite=pipeline.healthy(state.context, logits, law),
-        raw=logits if keep_raw else None), state
+    return scored(self.raw, params, state, draft, taps)
 
   def commit(
       self, state: SpecState, draft: Draft, verdict: Verdict
@@ -222,6 +238,24 @@ class CausalLM:
         with_head=False)
     state = state.replace(target={**state.target, 'cache': cache})
     return found[f'resid_{layer}'], state
+
+
+def scored(
+    raw: Any, params: Models, state: SpecState, draft: Draft,
+    taps: tuple[str, ...],
+) -> tuple[Scores, SpecState]:
+  """Scores a draft with a target's `raw`: one law for logits of any origin."""
+  inner = tuple(name for name in taps if name != 'logits')
+  logits, found, state = raw(params, state, draft, inner)
+  if 'logits' in taps:
+    found = {**found, 'logits': logits}
+  past = tree.history(draft.topology, draft.parents, draft.tokens)
+  keep_raw = state.context.log_probs is not None
+  law = pipeline.law(state.context, logits, past)
+  return Scores(
+      target_law=law, taps=found,
+      finite=pipeline.healthy(state.context, logits, law),
+      raw=logits if keep_raw else None), state
 
 
 def _draft_block(root: Array, draft: Draft) -> Block:

@@ -97,6 +97,30 @@ def tables(
   return jnp.cos(angle) * scale, jnp.sin(angle) * scale
 
 
+def grid_tables(
+    cell: Array, head_dim: int, base: float, width: int
+) -> tuple[Array, Array]:
+  """Returns `(cos, sin) f32[B,T,H/2]` of cells of an image.
+
+  The first half of the pairs turns with the row, the other with the column.
+  Cells below 0 stand before the image: their cosine *and* sine are 0, so
+  their keys and queries are zero vectors and the prefix is attended to
+  uniformly (as published; Sun et al. 2024, arXiv:2406.06525).
+
+  Args:
+    cell: int32[B,T], in raster order. head_dim: H, a multiple of 4.
+    base: of the frequencies `base ** (-2 i / (H / 2))`.
+    width: cells a row.
+  """
+  inv, _ = frequencies(head_dim // 2, base, None)
+  place = jnp.stack([cell // width, cell % width], axis=-1)
+  angle = place[..., None].astype(jnp.float32) * jnp.asarray(inv, jnp.float32)
+  angle = angle.reshape(cell.shape + (head_dim // 2,))
+  inside = (cell >= 0)[..., None]
+  return (jnp.where(inside, jnp.cos(angle), 0.0),
+          jnp.where(inside, jnp.sin(angle), 0.0))
+
+
 def rotate(x: Array, table: tuple[Array, Array]) -> Array:
   """Rotates `x [B,T,...,H]` (halves convention) in float32, keeps dtype.
 

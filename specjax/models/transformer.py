@@ -42,6 +42,14 @@ class TransformerConfig:
     query_scale: of attention scores; None is head_dim ** -0.5.
     attention_softcap, final_softcap: tanh bounds, or None.
     tied: the head is the embedding.
+    num_conditions: rows of the embedding after the V tokens: what a prompt may
+      say and nobody generates (classes; the last one says nothing, for
+      guidance). They are the ids V to V + num_conditions - 1.
+    grid_width: None, or tokens are the cells of an image of this width, in
+      raster order, and are rotated by row and column (`rope.grid_tables`).
+    grid_prefix: positions before the first cell; they are not rotated.
+    caption_dim: None, or the prefix is `grid_prefix` feature vectors of this
+      size (`models.image_lm`).
     dtype: of matrices, activations and cache; norms and logits are float32.
   """
 
@@ -67,6 +75,10 @@ class TransformerConfig:
   attention_softcap: float | None = None
   final_softcap: float | None = None
   tied: bool = True
+  num_conditions: int = 0
+  grid_width: int | None = None
+  grid_prefix: int = 1
+  caption_dim: int | None = None
   dtype: str = 'float32'
 
   def __post_init__(self):
@@ -80,6 +92,16 @@ class TransformerConfig:
     if self.local_layers and len(self.local_layers) != self.num_layers:
       raise ValueError(f'{len(self.local_layers)} local_layers for '
                        f'{self.num_layers} layers')
+    if self.num_conditions < 0 or self.grid_prefix < 0:
+      raise ValueError(f'num_conditions={self.num_conditions}, '
+                       f'grid_prefix={self.grid_prefix}: must be >= 0')
+    if self.grid_width is not None and (
+        self.grid_width < 1 or self.head_dim % 4):
+      raise ValueError(
+          f'grid_width={self.grid_width}, head_dim={self.head_dim}: a grid '
+          'has a width >= 1, and heads a multiple of 4')
+    if self.caption_dim is not None and self.grid_width is None:
+      raise ValueError(f'caption_dim={self.caption_dim} needs grid_width')
 
   def is_local(self, layer: int) -> bool:
     """Whether a layer attends through a sliding window."""
@@ -106,9 +128,13 @@ class TransformerConfig:
     layer += self.embed_dim * (4 if self.post_norms else 2)
     layer += per_head * self.head_dim if self.qkv_bias else 0
     layer += 2 * self.head_dim if self.qk_norm else 0
-    heads = 1 if self.tied else 2
-    return (self.num_layers * layer + self.embed_dim
-            + heads * self.vocab_size * self.embed_dim)
+    rows = (1 if self.tied else 2) * self.vocab_size + self.num_conditions
+    captions = 0
+    if self.caption_dim is not None:
+      captions = (self.caption_dim * (self.embed_dim + self.grid_prefix)
+                  + self.embed_dim ** 2)
+    return (self.num_layers * layer + self.embed_dim + captions
+            + rows * self.embed_dim)
 
 
 def declare(module: nn.Module, name: str, shape, axes, dtype, init=None):
@@ -233,14 +259,25 @@ class Transformer(nn.Module):
 
   def setup(self):
     c = self.config
-    self.embedding = declare(self, 'embedding', (c.vocab_size, c.embed_dim),
-                            ('vocab', 'embed'), c.dtype)
+    self.embedding = declare(
+        self, 'embedding', (c.vocab_size + c.num_conditions, c.embed_dim),
+        ('vocab', 'embed'), c.dtype)
     self.layers = [Layer(c, c.is_local(i), name=f'layer_{i}')
                    for i in range(c.num_layers)]
     self.final_norm = RMSNorm(c, c.embed_dim, name='final_norm')
     if not c.tied:
       self.head_kernel = declare(self, 'head', (c.vocab_size, c.embed_dim),
                                 ('vocab', 'embed'), c.dtype)
+    if c.caption_dim is not None:
+      self.caption_in = declare(
+          self, 'caption_in', (c.caption_dim, c.embed_dim), (None, 'embed'),
+          c.dtype)
+      self.caption_out = declare(
+          self, 'caption_out', (c.embed_dim, c.embed_dim), (None, 'embed'),
+          c.dtype)
+      self.no_caption = declare(
+          self, 'no_caption', (c.grid_prefix, c.caption_dim), (None, None),
+          c.dtype)
 
   def embed(self, tokens: Array) -> Array:
     """Returns [B,T,D]; ids out of range are clipped."""
@@ -252,7 +289,9 @@ class Transformer(nn.Module):
   def head(self, x: Array) -> Array:
     """Returns float32 logits [B,T,V] of normed hidden states."""
     c = self.config
-    kernel = self.embedding if c.tied else self.head_kernel
+    kernel = self.head_kernel if not c.tied else (
+        self.embedding[:c.vocab_size] if c.num_conditions
+        else self.embedding)
     logits = jnp.einsum('btd,vd->btv', x, kernel, precision=c.precision,
                         preferred_element_type=jnp.float32)
     if c.final_softcap is not None:
@@ -292,10 +331,7 @@ class Transformer(nn.Module):
         found[f'resid_{i}'] = x
       local = c.is_local(i)
       if local not in tables:
-        base = c.local_rope_base if local else None
-        tables[local] = rope.tables(
-            block.position, c.head_dim, base or c.rope_base,
-            None if local and base else c.rope_scaling)
+        tables[local] = self._rotary(block.position, local)
         sights[local] = attention.sight(
             new[i], block, c.window if local else None)
       x, new[i] = self.layers[i](x, new[i], block, sights[local],
@@ -308,6 +344,29 @@ class Transformer(nn.Module):
     if 'final' in wanted:
       found['final'] = x
     return (self.head(x) if with_head else None), found, tuple(new)
+
+  def caption(self, features: Array, is_null: Array) -> Array:
+    """Returns a caption's prefix [B,P,D].
+
+    Args:
+      features: [B,P,caption_dim]. is_null: bool[B], rows that get the learnt
+        features of no caption instead.
+    """
+    c = self.config
+    x = jnp.where(is_null[:, None, None], self.no_caption,
+                  features.astype(c.dtype))
+    x = jnp.dot(x, self.caption_in, precision=c.precision)
+    x = jax.nn.gelu(x, approximate=True)
+    return jnp.dot(x, self.caption_out, precision=c.precision)
+
+  def _rotary(self, position: Array, local: bool) -> tuple[Array, Array]:
+    c = self.config
+    if c.grid_width is not None:
+      return rope.grid_tables(position - c.grid_prefix, c.head_dim,
+                              c.rope_base, c.grid_width)
+    base = c.local_rope_base if local else None
+    return rope.tables(position, c.head_dim, base or c.rope_base,
+                       None if local and base else c.rope_scaling)
 
 
 def init(config: TransformerConfig, key: Array) -> Any:

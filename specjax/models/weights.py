@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from specjax.io.errors import FormatError
-from specjax.models import transformer, weight_table
+from specjax.models import image_lm, transformer, weight_table
 from specjax.models.transformer import TransformerConfig
 from specjax.models.weight_table import Part, Path
 
@@ -50,7 +50,7 @@ def load(
     config: the decoder's shape (`config.from_hf`, `config.from_gguf`).
     read: returns a tensor by name, matrices as (out, in); called once each.
     names: names of all tensors there are.
-    scheme: 'hf' or 'gguf', whose names and conventions apply.
+    scheme: 'hf', 'gguf' or 'llamagen', whose names and conventions apply.
     shardings: tree like the parameters, of `jax.sharding.Sharding`, or None
       for the default device.
     progress: called as `(parameters done, of how many, name)` after each.
@@ -64,7 +64,7 @@ def load(
     ValueError: if the scheme is unknown.
   """
   names = frozenset(names)
-  parts = list(weight_table.parts(config, scheme, names))
+  parts = _parts(config, scheme, names)
   _check_names(config, parts, names)
   expected = traverse_util.flatten_dict(abstract(config))
   placed = None
@@ -87,21 +87,24 @@ def load(
   return traverse_util.unflatten_dict(params)
 
 
-def export_hf(config: TransformerConfig, params: Any) -> dict[str, np.ndarray]:
-  """Returns the tensors of a Hugging Face checkpoint of these parameters.
+def export(
+    config: TransformerConfig, params: Any, scheme: str = 'hf'
+) -> dict[str, np.ndarray]:
+  """Returns the tensors of a published checkpoint of these parameters.
 
-  The inverse of `load(scheme='hf')`; a tied head is not repeated.
+  The inverse of `load`; a tied head is not repeated.
 
   Args:
     config: the decoder's shape.
     params: nested dict, fully addressable by this process.
+    scheme: 'hf' or 'llamagen'.
 
   Returns:
     Name to array in the parameter's dtype, matrices as (out, in).
   """
   flat = traverse_util.flatten_dict(params)
   tensors: dict[str, np.ndarray] = {}
-  for part in weight_table.parts(config, 'hf', frozenset()):
+  for part in _parts(config, scheme, frozenset()):
     value = np.asarray(flat[part.path])
     for (name, shape), x in zip(part.stored, part.split(value), strict=True):
       tensors[name] = np.ascontiguousarray(x.reshape(shape))
@@ -174,6 +177,14 @@ def _is_box(x: Any) -> bool:
 def _unbox(boxed: Any) -> Any:
   # Not `nn.unbox`: under a mesh it would apply axis rules of its own.
   return jax.tree.map(lambda box: box.value, boxed, is_leaf=_is_box)
+
+
+def _parts(
+    config: TransformerConfig, scheme: str, names: frozenset[str]
+) -> list[Part]:
+  if scheme == 'llamagen':
+    return list(image_lm.parts(config))
+  return list(weight_table.parts(config, scheme, names))
 
 
 def _check_names(

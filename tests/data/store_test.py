@@ -119,7 +119,7 @@ def test_tfds_round_trip(tmp_path):
 
 def test_tfds_on_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
   pytest.importorskip('tensorflow_datasets')
-  monkeypatch.setattr(store, '_build', full_disk)
+  monkeypatch.setattr(store.shards, 'build', full_disk)
   with pytest.raises(OutputError, match='set: No space left'):
     store.write(tmp_path / 'set', {'train': records()}, {})
   assert not list(tmp_path.iterdir())

@@ -33,7 +33,7 @@ def _assert_equal(got, want, atol=0.0):
 @each_family
 def test_round_trip(config):
   params = tiny.params(config)
-  tensors = weights.export_hf(config, params)
+  tensors = weights.export(config, params)
   assert ('lm_head.weight' in tensors) != config.tied
   # 1e-7: 1 + (scale - 1) rounds for Gemma's scales below 1/2.
   _assert_equal(_load(config, tensors), params, atol=1e-7)
@@ -115,7 +115,7 @@ def test_prefixes_and_bystanders(prefix, head):
   tensors = {
       (head if name == 'lm_head.weight'
        else prefix + name.removeprefix('model.')): x
-      for name, x in weights.export_hf(config, params).items()}
+      for name, x in weights.export(config, params).items()}
   none = np.zeros(3)
   tensors[f'{prefix}layers.0.self_attn.rotary_emb.inv_freq'] = none
   tensors['model.vision_tower.patch.weight'] = none
@@ -126,14 +126,14 @@ def test_prefixes_and_bystanders(prefix, head):
 def test_tied_head_is_ignored():
   config = tiny.CONFIGS['qwen3']
   params = tiny.params(config)
-  tensors = weights.export_hf(config, params)
+  tensors = weights.export(config, params)
   tensors['lm_head.weight'] = np.zeros(3)
   _assert_equal(_load(config, tensors), params)
 
 
 def test_dtypes_and_progress():
   config = tiny.CONFIGS['gemma3']
-  tensors = weights.export_hf(config, tiny.params(config))
+  tensors = weights.export(config, tiny.params(config))
   half = dataclasses.replace(config, dtype='bfloat16')
   calls = []
   got = _load(half, tensors, progress=lambda *args: calls.append(args))
@@ -142,13 +142,13 @@ def test_dtypes_and_progress():
   total = len(jax.tree.leaves(got))
   assert [c[:2] for c in calls] == [(i + 1, total) for i in range(total)]
   assert calls[0][2] == 'embedding'
-  exported = weights.export_hf(half, got)
+  exported = weights.export(half, got)
   assert exported['model.embed_tokens.weight'].dtype == jnp.bfloat16
 
 
 def test_checkpoint_is_not_aliased():
   config = tiny.CONFIGS['llama']
-  tensors = weights.export_hf(config, tiny.params(config))
+  tensors = weights.export(config, tiny.params(config))
   got = _load(config, tensors)
   before = np.array(got['embedding'])
   tensors['model.embed_tokens.weight'] = np.array(before)
@@ -170,7 +170,7 @@ def test_checkpoint_is_not_aliased():
 ])
 def test_refused(change, message):
   config = tiny.CONFIGS['llama']
-  tensors = weights.export_hf(config, tiny.params(config))
+  tensors = weights.export(config, tiny.params(config))
   change(tensors)
   with pytest.raises(ValueError, match=message):
     _load(config, tensors)
@@ -206,7 +206,7 @@ def test_sharded_load(config):
   assert len(jax.devices()) == 8
   _, shardings = _shardings(config)
   params = tiny.params(config)
-  got = _load(config, weights.export_hf(config, params), shardings=shardings)
+  got = _load(config, weights.export(config, params), shardings=shardings)
   _assert_equal(got, params, atol=1e-7)
   for x, sharding in zip(jax.tree.leaves(got), jax.tree.leaves(shardings),
                          strict=True):
@@ -215,7 +215,7 @@ def test_sharded_load(config):
   assert kernel.sharding.spec[1] == 'model'
   assert {s.data.shape[1] for s in kernel.addressable_shards} == {1}
   # And back: shards are gathered.
-  again = _load(config, weights.export_hf(config, got))
+  again = _load(config, weights.export(config, got))
   _assert_equal(again, params, atol=1e-7)
 
 

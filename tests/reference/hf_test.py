@@ -166,7 +166,7 @@ def test_export_is_a_checkpoint(name, tmp_path):
   config = config_lib.from_hf(safetensors.read_config(tmp_path), 'float32')
   params = weights.load(config, lambda n: tensors[n].read(), tensors,
                         scheme='hf')
-  exported = weights.export_hf(config, params)
+  exported = weights.export(config, params)
   assert sorted(exported) == sorted(tensors)
   for key, value in exported.items():
     # 1e-6: Gemma's norms are stored less one, which rounds.
@@ -196,7 +196,7 @@ def test_real_checkpoint_equal(smollm2_path):
       num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
       rms_norm_eps=1e-5, tie_word_embeddings=True,
       rope_parameters=dict(rope_theta=100000.0))).eval()
-  exported = weights.export_hf(config, params)
+  exported = weights.export(config, params)
   state = {key: torch.from_numpy(np.array(value))
            for key, value in exported.items()}
   state['lm_head.weight'] = state['model.embed_tokens.weight']

@@ -39,7 +39,7 @@ def exported(folder, name):
   base = folder / 'target'
   base.mkdir()
   safetensors.write(
-      base / 'model.safetensors', weights.export_hf(c, params))
+      base / 'model.safetensors', weights.export(c, params))
   (base / 'config.json').write_text(json.dumps({
       'architectures': ['LlamaForCausalLM'], 'model_type': 'llama',
       'vocab_size': c.vocab_size, 'hidden_size': c.embed_dim,

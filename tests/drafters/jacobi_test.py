@@ -1,0 +1,356 @@
+"""Jacobi windows: the law of the text, greedy bits, what is kept and guessed.
+
+The law of whole texts is certified on ragged rows with mixed options; here on
+one program the window itself is looked at.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from specjax.certificates import sampled, toys
+from specjax.certificates.setting import Laws, Setting
+from specjax.core import control, loop
+from specjax.core import law as law_lib
+from specjax.core.round import Engine
+from specjax.core.types import IID, MATCH, POINT, Models, Scores, Verdict
+from specjax.drafters import Adaptive, Jacobi, Null
+from specjax.drafters.jacobi import MOST_ENTRIES
+from specjax.host import methods
+from specjax.host.generate import choose_rule
+from specjax.verify import Block, Greedy, Match, Speculative, Traversal
+
+VOCAB, ROWS, WINDOW = 5, 64, 4
+LM = toys.ToyLM(VOCAB)
+PARAMS = Models(target=toys.toy_params(3, VOCAB, 1.0))
+PROMPTS = [[1], [0, 2, 0], [3, 1, 2, 3], [2, 2]] * (ROWS // 4)
+REDRAFTS = ('fresh', 'coupled')
+by_redraft = pytest.mark.parametrize('redraft', REDRAFTS)
+
+
+def jacobi(window: int = WINDOW, **kwargs) -> Jacobi:
+  return Jacobi(window, VOCAB, **kwargs)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def decode(engine, params, context):
+  state = loop.empty(engine, context)
+  state = loop.start(engine, params, state, ~context.done, chunk=4)
+  return loop.run(engine, params, state, jnp.int32(100))
+
+
+def rows(options=None, **kwargs):
+  return toys.context(PROMPTS, new=20, options=options, **kwargs)
+
+
+@by_redraft
+def test_greedy_text_is_that_of_plain_decoding(redraft):
+  """Bit for bit at one block shape, in fewer rounds."""
+  plain = decode(Engine(LM, Null(WINDOW), Greedy()), PARAMS, rows())
+  for rule in (Greedy(), Speculative()):
+    state = decode(
+        Engine(LM, jacobi(redraft=redraft), rule), PARAMS, rows())
+    np.testing.assert_array_equal(state.context.tokens, plain.context.tokens)
+    assert (state.context.rounds <= plain.context.rounds).all()
+    assert state.context.rounds.sum() < 0.9 * plain.context.rounds.sum()
+
+
+@by_redraft
+def test_greedy_rows_among_sampled_ones(redraft):
+  """Every second row has temperature 0: the same text, in no more rounds."""
+  options = toys.sampled(ROWS)
+  options = options.replace(
+      temperature=options.temperature.at[::2].set(0.0))
+  plain = decode(Engine(LM, Null(WINDOW), Greedy()), PARAMS, rows())
+  state = decode(Engine(LM, jacobi(redraft=redraft), Speculative()), PARAMS,
+                 rows(options))
+  np.testing.assert_array_equal(
+      state.context.tokens[::2], plain.context.tokens[::2])
+  assert (state.context.rounds[::2] <= plain.context.rounds[::2]).all()
+
+
+def test_matched_text_does_not_depend_on_the_window():
+  """Noise by position: any drafter says what plain sampling says."""
+  options = toys.sampled(ROWS)
+  plain = decode(Engine(LM, Null(WINDOW), Match()), PARAMS, rows(options))
+  for drafter in (jacobi(), jacobi(redraft='coupled', guess='repeat')):
+    state = decode(Engine(LM, drafter, Match()), PARAMS, rows(options))
+    np.testing.assert_array_equal(state.context.tokens, plain.context.tokens)
+    assert state.context.rounds.sum() < plain.context.rounds.sum()
+
+
+@dataclasses.dataclass(frozen=True)
+class Widths(control.Fixed):
+  """A limit that goes round: 0, 1, ..., W, 0, ..."""
+
+  def limit(self, state, context, width):
+    return context.rounds % (width + 1)
+
+
+SETTING = Setting(filters=False)
+
+
+def certified(drafter, rule=None, seed: int = 0):
+  program = sampled.Program(
+      SETTING, SETTING.target, drafter, (rule or Speculative(),),
+      SETTING.models())
+  return sampled.certify(program, 0, 'text', seed=seed, batches=2)
+
+
+@pytest.mark.parametrize('exact_shape', [True, False])
+def test_law_of_texts_where_the_block_narrows(exact_shape):
+  """Windows of 0 to 3, also in blocks of their own over one state."""
+  drafter = Adaptive(
+      Jacobi(3, SETTING.vocab_size, redraft='coupled'), Widths(),
+      exact_shape=exact_shape, widths=(0, 1, 2))
+  row = certified(drafter)
+  assert row.passed, row
+  assert row.accepted >= 0
+
+
+class LooksAhead(Jacobi):
+  """Claims that its coupled window suits any rule."""
+
+  modes = (IID, POINT)
+  _guessed = POINT
+
+
+def test_coupling_is_refused_where_the_rule_looks_ahead():
+  """What a rejection says about the drafts behind it would bias them."""
+  for rule in (Block(), Traversal()):
+    with pytest.raises(ValueError, match="use 'match' or 'speculative'"):
+      drafter = jacobi(redraft='coupled')
+      rule.check(drafter.topology, drafter.modes, VOCAB, None)
+  Traversal().check(jacobi().topology, jacobi().modes, VOCAB, None)
+  for redraft in REDRAFTS:
+    rule = choose_rule('auto', jacobi(redraft=redraft), [])
+    assert rule.name in ('speculative', 'greedy')
+
+
+def first_round(redraft: str, scale: float, num: int = 4096):
+  """Returns a window's tokens before and after a round, and the verdict.
+
+  All rows in one place with one window, drawn from laws of their own.
+  """
+  drafter = Jacobi(WINDOW, 40, redraft=redraft)
+  rng = np.random.default_rng(0)
+  q = jnp.asarray(rng.normal(size=(WINDOW, 40)) * scale, jnp.float32)
+  p = jnp.asarray(rng.normal(size=(WINDOW + 1, 40)) * scale, jnp.float32)
+  context = toys.context([[1]] * num, options=toys.sampled(num))
+
+  @jax.jit
+  def step(context):
+    law = law_lib.Categorical(jnp.broadcast_to(q, (num, WINDOW, 40)))
+    x = law.sample(jax.random.split(jax.random.key(5), (num, WINDOW)))
+    state = loop.empty(Engine(LM, drafter, Speculative()), context)
+    state = state.replace(drafter={
+        'tokens': x, 'logits': law.logits,
+        'held': jnp.full((num,), WINDOW)})
+    draft, state = drafter.propose(None, state)
+    scores = Scores(target_law=law_lib.Categorical(
+        jnp.broadcast_to(p, (num, WINDOW + 1, 40))))
+    verdict = Speculative().verify(Models(target=None), context, draft, scores)
+    return draft, verdict, drafter.sync(
+        None, state, draft, scores, verdict).drafter
+
+  draft, verdict, new = step(context)
+  return np.asarray(q), np.asarray(p), draft, verdict, new
+
+
+@by_redraft
+def test_what_is_drawn_again_has_the_law_that_is_stated(redraft):
+  """By position, whatever the verdict was; and the law is the new one."""
+  _, p, _, verdict, new = first_round(redraft, 0.7)
+  count = np.asarray(verdict.num_accepted)
+  tokens, logits = np.asarray(new['tokens']), np.asarray(new['logits'])
+  np.testing.assert_array_equal(new['held'], WINDOW - count)
+  seen = 0
+  for j in range(WINDOW):
+    here = count == j
+    for s in range(WINDOW - j):
+      np.testing.assert_array_equal(
+          logits[here, s], np.broadcast_to(p[s + j + 1], (here.sum(), 40)))
+      want = np.exp(p[s + j + 1]) / np.exp(p[s + j + 1]).sum() * here.sum()
+      if here.sum() < 400:
+        continue
+      got = np.bincount(tokens[here, s], minlength=40)
+      chi = ((got - want)**2 / want).sum()
+      assert chi < 39 + 5 * np.sqrt(2 * 39), (j, s)
+      seen += 1
+  assert seen >= WINDOW
+
+
+def test_coupling_keeps_tokens():
+  """As many as it can: the overlap of the laws. Fresh ones: by chance."""
+  share = {}
+  for redraft in REDRAFTS:
+    q, p, draft, verdict, new = first_round(redraft, 0.3)
+    count = np.asarray(verdict.num_accepted)
+    rest = count < WINDOW - 1
+    old = np.take_along_axis(
+        np.asarray(draft.tokens), np.minimum(count + 1, WINDOW - 1)[:, None],
+        axis=1)[:, 0]
+    share[redraft] = np.mean(
+        (old == np.asarray(new['tokens'])[:, 0])[rest])
+    soft = [np.exp(x) / np.exp(x).sum(-1, keepdims=True) for x in (p[:-1], q)]
+    overlap = np.minimum(*soft).sum(-1)[np.minimum(count + 1, WINDOW - 1)]
+  assert share['coupled'] == pytest.approx(overlap[rest].mean(), abs=0.03)
+  assert share['coupled'] > 0.7 and share['fresh'] < 0.1
+
+
+def test_coupling_needs_fewer_rounds_on_a_flat_law():
+  """Large flat laws: a token that changes spoils those behind it."""
+  vocab = 32
+  target = {'table': jnp.asarray(toys.table(1, vocab, 0.6))}
+  taken = {}
+  for redraft in REDRAFTS:
+    state = decode(
+        Engine(toys.ToyLM(vocab), Jacobi(6, vocab, redraft=redraft),
+               Speculative()), Models(target=target),
+        toys.context([[1]] * 128, size=64, new=60,
+                     options=toys.sampled(128)))
+    taken[redraft] = np.asarray(state.context.rounds).mean()
+  assert taken['coupled'] < 0.95 * taken['fresh'] < 57
+
+
+def window(drafter, context, held: int, tokens=(7, 8, 9, 10)):
+  """Returns what is proposed: tokens, modes."""
+  num = len(context.length)
+  state = loop.empty(Engine(LM, drafter, Speculative()), context)
+  state = state.replace(drafter={
+      **state.drafter, 'held': jnp.full((num,), held),
+      'tokens': jnp.tile(jnp.asarray(tokens, jnp.int32), (num, 1))})
+  draft, _ = drafter.propose(None, state)
+  return np.asarray(draft.tokens), np.asarray(draft.mode)
+
+
+IMAGE = [[16, 1, 2, 3, 4, 5]]  # a start token and five codes
+
+
+def image(**kwargs):
+  """Returns a row behind a prompt of one token."""
+  context = toys.context(IMAGE, options=toys.sampled(1), **kwargs)
+  return context.replace(prompt_length=jnp.ones(1, jnp.int32))
+
+
+@pytest.mark.parametrize('guess,width,held,want', [
+    ('repeat', None, 0, [5, 5, 5, 5]), ('repeat', None, 2, [7, 8, 8, 8]),
+    # Rows of three: 1 2 3 / 4 5 . / . . .
+    ('raster', 3, 0, [3, 4, 5, 3]), ('raster', 3, 1, [7, 4, 5, 7]),
+    ('raster', 1, 0, [5, 5, 5, 5]), ('raster', 2, 3, [7, 8, 9, 8]),
+    # The first row is not full yet: the token before.
+    ('raster', 7, 0, [5, 5, 1, 2]), ('raster', 9, 1, [7, 7, 7, 7])], ids=str)
+def test_guesses(guess, width, held, want):
+  drafter = Jacobi(4, 16, guess, width)
+  tokens, mode = window(drafter, image(), held)
+  np.testing.assert_array_equal(tokens[0], want)
+  np.testing.assert_array_equal(mode[0], [IID] * held + [POINT] * (4 - held))
+
+
+def test_guess_behind_a_start_token_is_an_entry_of_the_vocabulary():
+  context = toys.context([[16]], options=toys.sampled(1))
+  for drafter in (Jacobi(4, 16, 'repeat'), Jacobi(4, 16, 'raster', 3)):
+    assert window(drafter, context, 0)[0].max() == 15
+
+
+def test_uniform_guesses():
+  """All tokens alike; other rounds and rows have others."""
+  num = 2048
+  context = toys.context([[1]] * num, options=toys.sampled(num))
+  drafter = Jacobi(4, 16, redraft='coupled')
+  tokens, mode = window(drafter, context, 1)
+  assert (tokens[:, 0] == 7).all()
+  np.testing.assert_array_equal(mode[0], [IID] + [MATCH] * 3)
+  for s in range(1, 4):
+    got = np.bincount(tokens[:, s], minlength=16)
+    assert ((got - num / 16)**2 / (num / 16)).sum() < 15 + 5 * np.sqrt(30)
+  again, _ = window(drafter, context.replace(rounds=context.rounds + 1), 1)
+  assert 0.02 < (again[:, 1:] == tokens[:, 1:]).mean() < 0.1
+
+
+def test_nothing_is_drafted_behind_an_end_token():
+  options = toys.sampled(1).replace(eos=jnp.asarray([[8]], jnp.int32))
+  context = toys.context([[1]], options=options)
+  drafter = Jacobi(4, 16, 'repeat')
+  state = loop.empty(Engine(LM, drafter, Speculative()), context)
+  state = state.replace(drafter={
+      **state.drafter, 'held': jnp.full((1,), 3),
+      'tokens': jnp.asarray([[7, 8, 9, 1]], jnp.int32)})
+  draft, _ = drafter.propose(None, state)
+  np.testing.assert_array_equal(draft.valid[0], [True, True, False, False])
+
+
+def test_refilled_slots():
+  """An admitted row starts from guesses, and its neighbours go on."""
+  engine = Engine(LM, jacobi(redraft='coupled'), Speculative())
+  run, admit = loop.compiled()
+  key = jax.random.split(jax.random.key(2), 3)
+
+  def batch(order):
+    return toys.context(
+        [PROMPTS[i] for i in order], size=40, new=20,
+        options=toys.sampled(2), keys=key[jnp.asarray(order)])
+
+  def text(state, slot):
+    stop = int(state.context.length[slot])
+    return np.asarray(state.context.tokens)[slot, :stop].tolist()
+
+  both = jnp.ones(2, bool)
+  state = loop.empty(engine, batch([2, 1]))
+  alone = run(engine, PARAMS, admit(
+      engine, PARAMS, state, both, batch([2, 1]), chunk=4), jnp.int32(99))
+  state = loop.empty(engine, batch([0, 1]))
+  state = admit(engine, PARAMS, state, both, batch([0, 1]), chunk=4)
+  state = run(engine, PARAMS, state, jnp.int32(4))
+  assert int(state.drafter['held'][0]) > 0
+  first = jnp.asarray([True, False])
+  state = admit(engine, PARAMS, state, first, batch([2, 1]), chunk=4)
+  np.testing.assert_array_equal(state.drafter['held'] > 0, [False, True])
+  state = run(engine, PARAMS, state, jnp.int32(99))
+  for slot in range(2):
+    assert text(state, slot) == text(alone, slot)
+
+
+@pytest.mark.parametrize('kwargs,match', [
+    (dict(num_speculative_tokens=0), 'needs >= 1'),
+    (dict(vocab_size=1), 'vocab_size=1'), (dict(guess='noise'), "'noise'"),
+    (dict(redraft='keep'), "redraft='keep'"), (dict(guess='raster'), 'width'),
+    (dict(width=3), 'width=3'), (dict(guess='raster', width=0), 'width=0')],
+    ids=str)
+def test_bad_values_raise(kwargs, match):
+  with pytest.raises(ValueError, match=match):
+    Jacobi(**{'num_speculative_tokens': 4, 'vocab_size': 8, **kwargs})
+
+
+def test_laws_that_take_too_much_memory_are_refused():
+  rows_that_fit = MOST_ENTRIES // (16 * 2**17)
+  with pytest.raises(ValueError, match='2.0 GiB.*fewer rows'):
+    Jacobi(16, 2**17).empty(rows_that_fit + 1, 8)
+
+
+def test_another_vocabulary_is_refused():
+  with pytest.raises(ValueError, match='vocab_size=6: the target scores 5'):
+    decode(Engine(LM, Jacobi(2, 6), Speculative()), PARAMS,
+           rows(toys.sampled(ROWS)))
+
+
+class FakeModel:
+  vocab_size = 16
+
+
+def test_by_name():
+  """The configuration's `init` is the drafter's `guess`."""
+  drafter, params = methods.build(
+      {'method': 'jacobi', 'num_speculative_tokens': 8, 'init': 'raster',
+       'width': 4, 'redraft': 'coupled'}, FakeModel())
+  assert params is None
+  assert drafter == Jacobi(8, 16, 'raster', 4, 'coupled')
+  assert methods.build({'method': 'jacobi'}, FakeModel())[0] == Jacobi(16, 16)
+  with pytest.raises(ValueError, match='prefer'):
+    methods.build({'method': 'jacobi', 'prefer': 'newest'}, FakeModel())
+  with pytest.raises(ValueError, match='init=3'):
+    methods.build({'method': 'jacobi', 'init': 3}, FakeModel())
