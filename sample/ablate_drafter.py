@@ -36,7 +36,8 @@ from specjax.host import results as results_lib
 from specjax.io import output
 from train import log
 from train import text as text_lib
-from train.run import Run, optimiser
+from train.loop import optimiser
+from train.run import Run
 
 # Steps reported.
 _LAST = 20

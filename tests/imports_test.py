@@ -26,6 +26,7 @@ MAY = {
     'certificates': ('specjax.core', 'specjax.verify', 'specjax.drafters'),
     'distill': ('specjax.core', 'specjax.verify', 'specjax.drafters',
                 'specjax.models', 'specjax.data', 'specjax.parallel'),
+    'fit': ('specjax.distill', 'specjax.models'),
 }
 # Of other packages, where the list is closed.
 OUTSIDE = {

@@ -13,33 +13,26 @@ import tempfile
 import time
 from typing import Any
 
-from absl import logging
 import jax
 
-from specjax.data import packing
 from specjax.distill import kinds
 from specjax.distill.trainer import Trainer
 from specjax.host import cli
 from specjax.host import drafter as drafter_lib
 from specjax.io import output
-from train import card, log
+from train import card, log, loop
 from train import text as text_lib
-from train.checkpoints import Checkpoints
-from train.run import Run, Stop, optimiser
+from train.run import Run
 
 _FLAGS = cli.define_flags('out/drafter')
-# Steps in a row without a finite loss that end a run.
-_MOST_BAD = 3
 
 
 def main() -> int:
   """Runs the program; returns the exit code."""
   config, quiet = _FLAGS.config.value, _FLAGS.quiet.value
-  check(config)
+  loop.check(config)
   out = output.prepare(_FLAGS.out.value)
-  stop = Stop()
-  if logging.get_verbosity() < logging.DEBUG:  # orbax tells of every file
-    logging.set_verbosity(logging.WARNING)
+  stop = loop.Stop()
   cli.start(_FLAGS.distributed.value)
   mesh = cli.mesh(config.mesh)
   quiet = quiet or jax.process_index() > 0
@@ -53,34 +46,17 @@ def main() -> int:
       f'to learn from; {len(ids)} tokens can be drafted: '
       f'{vocab["held_out_coverage"]:.2%} of the held-out text', quiet)
 
-  # --- Task and state -------------------------------------------------
+  # --- Task, and training ---------------------------------------------
   begin = time.monotonic()
   task = kinds.build(
       config.kind, target.lm.config, len(ids), **{
           name: config[name].to_dict() for name in ('model', 'task', 'loss')})
-  trainer = Trainer(task, target.lm, optimiser(config.optimizer))
+  trainer = Trainer(task, target.lm, loop.optimiser(config.optimizer))
   run = Run(trainer, target, ids, text, config, mesh)
-  saved = Checkpoints(out / 'checkpoints', config.to_dict(), text.digest)
-  state, facts = saved.restore(run.abstract(), mesh) or (run.fresh(), {})
-  metrics = log.Metrics(out, facts.get('step', 0), jax.process_index() == 0)
-  if facts:
-    cli.note(f'going on after step {facts["step"]} of {facts["num_steps"]}',
-             quiet)
-  else:
-    test(run, state, 0, 0.0, metrics, quiet)
-  run.schedule(facts.get('num_steps') or config.steps or run.plan(begin))
-
-  # --- Train ----------------------------------------------------------
-  try:
-    state, step, elapsed = train(
-        run, state, facts, saved, metrics, stop, quiet)
-    if step < run.num_steps:
-      cli.note(f'stopped after step {step} of {run.num_steps}: the same '
-               f'command goes on from {out / "checkpoints"}')
-      return 128 + stop.signal
-    test(run, state, step, elapsed / 60, metrics, quiet)
-  finally:
-    metrics.close()
+  state, metrics, code = loop.complete(
+      run, out, text.digest, mesh, stop, quiet, begin)
+  if code:
+    return code
 
   # --- Keep -----------------------------------------------------------
   last = {k: v for k, v in metrics.of('eval')[-1].items() if k != 'kind'}
@@ -89,67 +65,6 @@ def main() -> int:
     folder = out if jax.process_index() == 0 else Path(spare)
     keep(run, state, {**vocab, **last}, metrics, folder / 'drafter', quiet)
   return 0
-
-
-def train(
-    run: Run, state: Any, facts: dict[str, Any], saved: Checkpoints,
-    metrics: log.Metrics, stop: Stop, quiet: bool,
-) -> tuple[Any, int, float]:
-  """Trains to the end, or until asked to stop; the state is then on disk.
-
-  Returns:
-    `(state, steps done, seconds of training)`, of the whole run.
-
-  Raises:
-    FloatingPointError: several steps in a row without a finite loss.
-  """
-  config, num_steps, status = run.config, run.num_steps, log.Status(quiet)
-  step, elapsed = facts.get('step', 0), facts.get('elapsed_s', 0.0)
-  if facts and step % config.eval_every == 0:  # stopped before the test
-    test(run, state, step, elapsed / 60, metrics, quiet)
-  pending: list[Any] = []
-  mark = time.monotonic()
-  stop.look(together=True)
-  while step < num_steps and not stop.signal:
-    state, *report = run.step(state, step)
-    pending.append(report)
-    step += 1
-    tests, saves = step % config.eval_every == 0, step % config.save_every == 0
-    looks = step == num_steps or tests or saves or (
-        step % config.log_every == 0)
-    ends = bool(stop.look(together=looks)) or step == num_steps
-    if not (ends or looks):
-      continue
-    reports = jax.device_get([r for r, _ in pending])  # waits for the steps
-    now = time.monotonic()
-    elapsed, took = elapsed + now - mark, now - mark
-    row = metrics.write('train', {
-        'step': step, 'minutes': elapsed / 60, **log.summary(reports),
-        'learning_rate': float(run.rates[step - 1]),
-        'tokens_per_s': sum(n for _, n in pending) / took,
-        'left_s': (num_steps - step) * took / len(pending)})
-    pending = []
-    status(log.train_line(row, num_steps), last=ends)
-    broken = any(r['bad'] >= _MOST_BAD for r in reports)
-    if ends or saves or broken:
-      saved.save(state, step, {'num_steps': num_steps, 'elapsed_s': elapsed})
-    if broken:
-      raise FloatingPointError(not_finite(run, reports, step, saved.folder))
-    if tests and not stop.signal:
-      test(run, state, step, elapsed / 60, metrics, quiet)
-    mark = time.monotonic()
-  return state, step, elapsed
-
-
-def test(
-    run: Run, state: Any, step: int, minutes: float, metrics: log.Metrics,
-    quiet: bool,
-) -> None:
-  """Measures a state, once."""
-  if any(row['step'] == step for row in metrics.of('eval')):
-    return
-  row = metrics.write('eval', run.evaluate(state, step, minutes))
-  cli.note(log.eval_line(row), quiet)
 
 
 def keep(
@@ -174,33 +89,6 @@ def keep(
   card.write(folder, config, scores, run.text.facts, metrics, target)
   cli.note(f'tau {scores["tau"]:.3f}, {scores["saved_tau"]:.3f} as saved '
            f'({form}); wrote {folder}', quiet)
-
-
-def check(config: Any) -> None:
-  """Raises ValueError for values that cannot be run."""
-  for name in ('minutes', 'batch_size', 'log_every', 'eval_every',
-               'save_every'):
-    if not config[name] > 0:
-      raise ValueError(f'config.{name}={config[name]}: must be > 0')
-  if config.steps < 0:
-    raise ValueError(f'config.steps={config.steps}: must be > 0, or 0 for as '
-                     'many as fit into config.minutes')
-  data = config.mesh[0]
-  if data > 0 and config.batch_size % data:
-    raise ValueError(f'config.batch_size={config.batch_size}: must be a '
-                     f'multiple of config.mesh[0]={data}')
-
-
-def not_finite(run: Run, reports: Any, step: int, folder: Path) -> str:
-  """Returns the message of a run that broke."""
-  last = next(i for i, r in enumerate(reports) if r['bad'] >= _MOST_BAD)
-  first = step - len(reports) + last - _MOST_BAD + 1  # counted from 0
-  rows = packing.order(len(run.text.train), first, run.config.batch_size,
-                       run.config.seed)
-  return (f'loss or gradient not finite in {_MOST_BAD} steps in a row, from '
-          f'step {first + 1} on (rows {rows[:8].tolist()} ... of the text); '
-          f'these steps changed nothing, and the state is in {folder}. Lower '
-          'config.optimizer.learning_rate')
 
 
 if __name__ == '__main__':

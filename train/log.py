@@ -27,7 +27,7 @@ def summary(reports: Sequence[Mapping[str, Any]]) -> Row:
   row: Row = {'bad_steps': len(reports) - len(fine)}
   if not fine:
     return row
-  weight = np.sum([r['weight'] for r in fine], axis=0)
+  weight = np.sum([r.get('weight', 1.0) for r in fine], axis=0)
   for name in fine[0]:
     values = np.asarray([r[name] for r in fine], np.float64)
     if name in ('weight', 'bad'):

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-import signal
-import time
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
-import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
@@ -17,7 +14,7 @@ from specjax import verify
 from specjax.core.round import Engine
 from specjax.core.types import Models
 from specjax.data import packing
-from specjax.distill import measure, optimizer, teacher
+from specjax.distill import measure, teacher
 from specjax.distill.on_policy import OnPolicy
 from specjax.distill.task import cast
 from specjax.distill.trainer import Trainer
@@ -25,15 +22,11 @@ from specjax.host import drafter as drafter_lib
 from specjax.host import shapes
 from specjax.host.load import Model
 from specjax.parallel import rules
-from train import log
+from train import log, loop
 from train.text import Text
 
-# Steps that are timed, and thrown away, when a run is to last some minutes,
-# and the share of the time left that is planned for.
-_TIMED, _PLANNED = 20, 0.95
 
-
-class Run:
+class Run(loop.Run):
   """A drafter in training: its steps, its batches, its tests."""
 
   def __init__(
@@ -42,10 +35,10 @@ class Run:
   ):
     """Prepares a run of `config`; nothing is compiled yet."""
     self.trainer, self.target, self.ids, self.text = trainer, target, ids, text
-    self.config, self.mesh = config, mesh
+    self.mesh = mesh
+    super().__init__(config)
     self._init_key, self.key = jax.random.split(jax.random.key(config.seed))
     self._init = jax.jit(trainer.init)
-    self.rates = np.zeros(0, np.float32)
     self._feeder = ThreadPoolExecutor(1)
     self._next: tuple[int, Any] | None = None
     self._shared: Any = None
@@ -63,11 +56,6 @@ class Run:
     self._cast = jax.jit(
         lambda net: cast(net, trainer.task.dtype))
 
-  @property
-  def num_steps(self) -> int:
-    """Length of the run, once it is fixed."""
-    return len(self.rates)
-
   def fresh(self) -> Any:
     """Returns the state before the first step."""
     state = self._init(self._init_key, self.target.params)
@@ -79,36 +67,6 @@ class Run:
   def abstract(self) -> Any:
     """Returns the shapes of `fresh`."""
     return jax.eval_shape(self._init, self._init_key, self.target.params)
-
-  def plan(self, begin: float) -> int:
-    """Returns the steps that fit into `config.minutes` since `begin`."""
-    config = self.config
-    tests = time.monotonic()
-    self.evaluate(self.fresh(), 0, 0.0)  # compiled before
-    tests = time.monotonic() - tests
-    each = self.pace() + tests / config.eval_every
-    left = 60 * config.minutes - (time.monotonic() - begin)
-    return greatest(max(1, int(_PLANNED * left / each)))  # one plan for all
-
-  def pace(self) -> float:
-    """Returns the seconds of a step, from some that are thrown away."""
-    self.schedule(_TIMED + 2)
-    state = self.fresh()
-    for step in range(_TIMED + 2):
-      state, _, _ = self.step(state, step)
-      if step == 1:
-        jax.block_until_ready(state)
-        start = time.monotonic()
-    jax.block_until_ready(state)
-    return (time.monotonic() - start) / _TIMED
-
-  def schedule(self, num_steps: int) -> None:
-    """Fixes the length of the run."""
-    values = self.config.optimizer
-    rate = optimizer.learning_rate(
-        values.learning_rate, num_steps,
-        warmup=int(values.warmup * num_steps), schedule=values.schedule)
-    self.rates = np.asarray(rate(jnp.arange(num_steps)))
 
   def step(self, state: Any, step: int) -> tuple[Any, Any, int]:
     """Returns `(state, report, tokens)` after step number `step`."""
@@ -123,6 +81,20 @@ class Run:
         state, self.target.params, self._share(state.net), batch, self.key,
         np.float32(step / self.num_steps), self.rates[step])
     return state, report, num_tokens
+
+  def train_line(self, row: Mapping[str, Any]) -> str:
+    """Returns what is shown of a row of training."""
+    return log.train_line(row, self.num_steps)
+
+  def eval_line(self, row: Mapping[str, Any]) -> str:
+    """Returns what is shown of a row of a test."""
+    return log.eval_line(row)
+
+  def batch_name(self, step: int) -> str:
+    """Returns which rows step number `step` saw."""
+    rows = packing.order(len(self.text.train), step, self.config.batch_size,
+                         self.config.seed)
+    return f'rows {rows[:8].tolist()} ... of the text'
 
   def evaluate(self, state: Any, step: int, minutes: float) -> dict[str, Any]:
     """Returns the row of a test: the decoder's, and the trainer's numbers."""
@@ -175,47 +147,3 @@ class Run:
     return rules.put(batch, jax.tree.map(lambda _: by_rows, batch))
 
 
-class Stop:
-  """Remembers that the program was asked to stop; the second time, stops.
-
-  Attributes:
-    signal: what `look` last returned.
-  """
-
-  def __init__(self):
-    self.signal = self._own = 0
-    for number in (signal.SIGTERM, signal.SIGINT):
-      signal.signal(number, self._ask)
-
-  def _ask(self, number: int, frame: Any) -> None:
-    del frame
-    if self._own:
-      raise KeyboardInterrupt
-    self._own = number
-
-  def look(self, together: bool) -> int:
-    """Returns the signal that asked for a stop, or 0.
-
-    Several processes return the same. A signal to one of them is known to
-    all after the next call with `together`, True in all of them at once.
-    """
-    if jax.process_count() == 1:
-      self.signal = self._own
-    elif together:
-      self.signal = greatest(max(self.signal, self._own))
-    return self.signal
-
-
-def greatest(value: int) -> int:
-  """Returns the greatest `value` of all processes, which call it together."""
-  if jax.process_count() == 1:
-    return value
-  return int(np.max(multihost_utils.process_allgather(np.int32(value))))
-
-
-def optimiser(values: Any) -> Any:
-  """Returns the optimiser at rate 1: each step is given its rate."""
-  options = {k: v for k, v in values.to_dict().items() if k not in (
-      'learning_rate', 'warmup', 'schedule')}
-  return optimizer.make(
-      learning_rate=1.0, steps=1, schedule='constant', **options)

@@ -9,6 +9,12 @@ from typing import Any
 import numpy as np
 
 from specjax.certificates import faults, faulty_rules, toys
+from specjax.certificates.drafter_faults import (
+  Drafted,
+  Fault,
+  FaultyWindow,
+  Sharper,
+)
 from specjax.certificates.equality import Layouts
 from specjax.certificates.exact import describe
 from specjax.certificates.jobs import (
@@ -31,15 +37,18 @@ from specjax.drafters import (
   ChainLM,
   GrownLM,
   InputGuided,
+  Jacobi,
   Lookup,
   LookupTree,
   Null,
   TreeLM,
 )
+from specjax.drafters.jacobi import REDRAFTS
 from specjax.verify import (
   Block,
   Greedy,
   GreedyMultiDraft,
+  Grouped,
   Gumbel,
   Judge,
   KSeq,
@@ -64,10 +73,10 @@ _ON_AND_OFF = control.Tracking(draft_cost=0.15, decay=0.6, probe_every=2)
 
 # Lossy rules where they are exact, and where they are not.
 _AS_EXACT = (Lenient(1.0), Typical(1.0, 1e9), Lantern(0, delta=0.5),
-             Judge(1.0))
+             Grouped(0), Judge(1.0))
 _MEDUSA = Typical(0.3, 0.5, 'medusa')
 _LOSSY = (Lenient(0.8), Typical(0.3, 0.5), Lantern(2, delta=0.4),
-          Lantern(2, lam=1.5), Judge(0.7))
+          Lantern(2, lam=1.5), Grouped(2, 0.5), Judge(0.7))
 
 # Compiles for long; in the short form its twin stands for it.
 _SLOW = OptimalTransport('without_replacement')
@@ -92,6 +101,7 @@ def arrays(vocab_size: int) -> dict[str, np.ndarray]:
   near = (np.arange(vocab_size)[:, None] + np.arange(1, 3)) % vocab_size
   return {
       'neighbours': near.astype(np.int32),
+      'codebook': rng.normal(size=(vocab_size, 2)).astype(np.float32),
       'weight': rng.normal(size=vocab_size).astype(np.float32),
       'bias': np.zeros((), np.float32),
       'mean': np.zeros(vocab_size, np.float32),
@@ -101,7 +111,7 @@ def arrays(vocab_size: int) -> dict[str, np.ndarray]:
 def grid(full: bool = False) -> tuple[Job, ...]:
   """Returns all jobs; `full` adds every tree under every way of drafting."""
   jobs: tuple[Job, ...] = (
-      *_exact(full), *_chains(full), *_trees(full), *_greedy(),
+      *_exact(full), *_chains(full), *_trees(full), *_jacobi(), *_greedy(),
       *_layouts(full), *_faults())
   names = [name for job in jobs for name in job.names]
   assert len(names) == len(set(names)), 'row names are to be unique'
@@ -161,6 +171,24 @@ def _chains(full: bool) -> list[Sampled]:
       Sampled('lookup tree', LookupTree((2, 1), 2),
               (*points, GreedyMultiDraft(), Traversal()), light),
       Sampled('input guided', InputGuided(2), points, light)]
+
+
+def _jacobi() -> list[Job]:
+  """Returns windows drawn again in both ways, and their faults."""
+  fresh, coupled = (Jacobi(3, _V, redraft=how) for how in REDRAFTS)
+  points = (Speculative(), Match())
+  return [
+      Sampled('jacobi fresh', fresh, (*points, Traversal()), LIGHT),
+      Sampled('jacobi coupled', coupled, points, LIGHT),
+      Sampled('jacobi coupled', coupled, (Grouped(2, 0.5, 1.5),), LIGHT,
+              arrays(_V)),
+      Sampled('jacobi raster', Jacobi(3, _V, 'raster', 2), points, LIGHT),
+      Sampled('all greedy, jacobi', coupled,
+              (Greedy(), Speculative(), Match()), GREEDY),
+      Layouts('jacobi coupled', coupled, Speculative()),
+      Drafted('jacobi window', FaultyWindow(Jacobi(3, 3, redraft='coupled')),
+              Sharper(3, filters=False),
+              (Fault.LAW_BEFORE_REDRAW, Fault.TOKENS_BEFORE_REDRAW))]
 
 
 def _greedy() -> list[Sampled]:

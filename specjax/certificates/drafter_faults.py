@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 import dataclasses
 import enum
+import functools
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from specjax.certificates import rounds, sampled
+from specjax.certificates import rounds, sampled, toys
 from specjax.certificates.report import SIZE, Row
 from specjax.certificates.sampled import Program
 from specjax.certificates.setting import Laws, Setting
@@ -35,13 +37,16 @@ class Fault(enum.IntEnum):
   PART_LEFT_OUT = 1
   TRIMMED_TOKEN_COUNTED = 2
   BEFORE_THE_PIPELINE = 3
+  LAW_BEFORE_REDRAW = 6
+  TOKENS_BEFORE_REDRAW = 7
   # Of what is drawn from.
   SYNC_SKIPPED = 4
   SLOT_TOO_FAR = 5
 
 
 OF_LAWS = frozenset((Fault.PART_LEFT_OUT, Fault.TRIMMED_TOKEN_COUNTED,
-                     Fault.BEFORE_THE_PIPELINE))
+                     Fault.BEFORE_THE_PIPELINE, Fault.LAW_BEFORE_REDRAW,
+                     Fault.TOKENS_BEFORE_REDRAW))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +146,50 @@ class Misstating:
     for fault, value in said.items():
       logits = jnp.where(_is(context, fault), value, logits)
     return _stating(draft, logits), new
+
+
+@dataclasses.dataclass(frozen=True)
+class FaultyWindow:
+  """A Jacobi window that is drawn again wrongly when told to.
+
+  Attributes:
+    drafter: a `Jacobi`.
+  """
+
+  drafter: Any
+
+  def __getattr__(self, name: str) -> Any:
+    if name == 'drafter' or name.startswith('__'):
+      raise AttributeError(name)
+    return getattr(self.drafter, name)
+
+  def sync(self, params, state, draft, scores, verdict):
+    """LAW_BEFORE_REDRAW: new tokens are said to come from the old laws;
+    TOKENS_BEFORE_REDRAW: old tokens, guesses too, from the new ones.
+    """
+    after = self.drafter.sync(params, state, draft, scores, verdict)
+    context, old, new = state.context, state.drafter, after.drafter
+    tokens, logits = new['tokens'], new['logits']
+    place = jnp.arange(tokens.shape[1]) + verdict.num_accepted[:, None] + 1
+    stale = (place < old['held'][:, None]) & _is(
+        context, Fault.LAW_BEFORE_REDRAW)
+    kept = (place < tokens.shape[1]) & _is(
+        context, Fault.TOKENS_BEFORE_REDRAW)
+    return after.replace(drafter={
+        **new, 'tokens': jnp.where(
+            kept, tree.take_row(draft.tokens, place), tokens),
+        'logits': jnp.where(
+            stale[..., None], tree.take_row(old['logits'], place), logits)})
+
+
+@dataclasses.dataclass(frozen=True)
+class Sharper(Setting):
+  """A target whose laws differ more from place to place: old ones are wrong."""
+
+  @functools.cached_property
+  def tables(self) -> dict[str, np.ndarray]:
+    """As of `Setting`, the target's more spread."""
+    return {**super().tables, 'target': toys.table(0, self.vocab_size, 1.0)}
 
 
 def _is(context: Any, fault: Fault) -> jax.Array:

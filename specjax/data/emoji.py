@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from specjax.data.images import (
     Images,
+    Watch,
     check_size,
     check_split,
     describe,
@@ -50,7 +51,8 @@ class Icon(NamedTuple):
 
 
 def read_emoji(
-    path: str | Path, size: int, split: str, sets: Sequence[str] = SETS,
+    path: str | Path, size: int, split: str, *, sets: Sequence[str] = SETS,
+    watch: Watch = iter,
 ) -> Images:
   """Draws emoji on white: 2 ms each.
 
@@ -62,6 +64,7 @@ def read_emoji(
     size: height and width, >= 1.
     split: 'train' or 'test'.
     sets: icon sets (styles) to draw, in this order.
+    watch: goes through the icons, for progress.
 
   Returns:
     uint8[N,size,size,3], captions, and the set of each as its label. What
@@ -78,9 +81,8 @@ def read_emoji(
   captions: list[str] = []
   labels: list[int] = []
   dropped: dict[str, list[str]] = {}
-  for icon in icons(path, sets):
-    if is_test(icon.caption) != (split == 'test'):
-      continue
+  for icon in watch([icon for icon in icons(path, sets)
+                     if is_test(icon.caption) == (split == 'test')]):
     image, reason = _draw(draw, icon.svg, size)
     if image is None:
       dropped.setdefault(reason, []).append(f'{icon.style}/{icon.caption}')
@@ -170,8 +172,9 @@ def _rasteriser() -> Draw:
                       'pip install resvg-py') from error
 
   def draw(svg: str, size: int) -> bytes:
+    # Fonts differ from machine to machine.
     return bytes(resvg_py.svg_to_bytes(
-        svg_string=svg, width=size, height=size))
+        svg_string=svg, width=size, height=size, skip_system_fonts=True))
   return draw
 
 

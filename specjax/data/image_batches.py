@@ -55,7 +55,7 @@ class Codes:
     return len(self.codes)
 
 
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Batches:
   """A stream of batches without end.
 

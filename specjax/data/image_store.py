@@ -14,6 +14,7 @@ from specjax.data import shards
 from specjax.data.images import Images
 
 _LAYOUT = shards.Layout('images', '1.0.0', 'images.json')
+_CHUNK = 512
 
 
 def write(
@@ -24,8 +25,7 @@ def write(
 
   `tfds.builder_from_directory(folder).as_data_source()` reads it; rows have
   'image' (PNG inside, uint8[H,W,3] outside) and, where the set has them,
-  'label' and 'caption'. Two sets can be written to the same kind of folder
-  by one process.
+  'label' and 'caption'.
 
   Args:
     images: by name of the split ('train', 'test'): equal in size, name,
@@ -108,7 +108,7 @@ def read(folder: str | Path, split: str = 'train') -> Images:
   about, rows = facts(folder), source(folder, split)
   images = np.zeros((len(rows), *about['size'], 3), np.uint8)
   labels, captions = [], []
-  for i, row in enumerate(rows):
+  for i, row in enumerate(_in_chunks(rows)):
     images[i] = row['image']
     if 'label' in row:
       labels.append(row['label'])
@@ -119,6 +119,13 @@ def read(folder: str | Path, split: str = 'train') -> Images:
       images, np.asarray(labels, np.int32) if labels else None,
       tuple(captions) if captions else None, tuple(about['classes']),
       about['name'])
+
+
+def _in_chunks(rows: Any) -> Iterator[dict[str, Any]]:
+  """Yields all rows; a call for several costs half of one each."""
+  for start in range(0, len(rows), _CHUNK):
+    yield from rows.__getitems__(
+        list(range(start, min(start + _CHUNK, len(rows)))))
 
 
 def facts(folder: str | Path) -> dict[str, Any]:

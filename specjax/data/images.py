@@ -8,7 +8,7 @@ is left out, under its reason; what is damaged in a packed file is an error.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import io
 from pathlib import Path
@@ -19,6 +19,8 @@ import numpy.typing as npt
 
 SPLITS = ('train', 'test')
 Dropped = Mapping[str, tuple[str, ...]]
+# Gives the items back one by one, and may show how far it is.
+Watch = Callable[[Sequence[Any]], Iterable[Any]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -118,7 +120,8 @@ _CIFAR_KEYS = {
 _CIFAR_SIZE = 32
 
 
-def read_cifar10(path: str | Path, split: str) -> Images:
+def read_cifar10(
+    path: str | Path, split: str, *, watch: Watch = iter) -> Images:
   """Reads CIFAR-10 out of an `.npz` of JPEG files.
 
   Args:
@@ -126,6 +129,7 @@ def read_cifar10(path: str | Path, split: str) -> Images:
       another), `offsets` int[N+1], `labels` int[N], `is_test` bool[N] and
       `classes` str[C].
     split: 'train' or 'test'.
+    watch: goes through the images, for progress.
 
   Returns:
     uint8[N,32,32,3] with labels, in the order of the file.
@@ -141,7 +145,7 @@ def read_cifar10(path: str | Path, split: str) -> Images:
   if not len(index):
     raise ValueError(f'{path}: no image of the split {split!r}')
   images = np.zeros((len(index), _CIFAR_SIZE, _CIFAR_SIZE, 3), np.uint8)
-  for place, i in enumerate(index.tolist()):
+  for place, i in enumerate(watch(index.tolist())):
     images[place] = _jpeg(
         blob[offsets[i]:offsets[i + 1]].tobytes(), f'{path}: image {i}')
   return Images(
@@ -217,7 +221,9 @@ def splits_of(path: str | Path) -> tuple[str, ...]:
   return tuple(s for s in SPLITS if _folders(path / s)) or ('train',)
 
 
-def read_folder(path: str | Path, size: int, split: str) -> Images:
+def read_folder(
+    path: str | Path, size: int, split: str, *, watch: Watch = iter,
+) -> Images:
   """Reads a folder of images: one subfolder a class.
 
   Either `path/CLASS/FILE` or `path/{train,test}/CLASS/FILE` (`splits_of`).
@@ -229,6 +235,7 @@ def read_folder(path: str | Path, size: int, split: str) -> Images:
     path: the folder. Hidden files in it are not looked at.
     size: height and width of the result, >= 1.
     split: 'train' or 'test'.
+    watch: goes through the files, for progress.
 
   Returns:
     uint8[N,size,size,3] with labels, by class and name of the file.
@@ -253,13 +260,14 @@ def read_folder(path: str | Path, size: int, split: str) -> Images:
   _drop(dropped, 'not in the folder of a class', path,
         (p for p in _visible(root) if not p.is_dir()))
   images, labels = [], []
-  for label, name in enumerate(classes):
-    for file in _visible(root / name):
-      try:
-        images.append(_open(file, size))
-        labels.append(label)
-      except _Bad as reason:
-        _drop(dropped, str(reason), path, [file])
+  for label, file in watch([
+      (label, file) for label, name in enumerate(classes)
+      for file in _visible(root / name)]):
+    try:
+      images.append(_open(file, size))
+      labels.append(label)
+    except _Bad as reason:
+      _drop(dropped, str(reason), path, [file])
   if not images:
     raise ValueError(f'{root}: no image is left: '
                      f'{describe(dropped) or "nothing in it"}')
@@ -312,6 +320,8 @@ def _open(path: Path, size: int) -> npt.NDArray[np.uint8]:
     raise
   except UnidentifiedImageError:
     raise _Bad('not an image') from None
+  except PermissionError:
+    raise _Bad('not readable') from None
   except Image.DecompressionBombError:
     raise _Bad('too many pixels') from None
   except Exception:  # damaged files fail in many types

@@ -86,7 +86,8 @@ def build(
   import tensorflow_datasets as tfds
 
   # The registry of tfds refuses a name that this process has used before.
-  class Rows(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  class Rows(  # type: ignore[call-arg]
+      tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Rows in memory."""
 
     name = layout.name

@@ -102,15 +102,31 @@ class Trainer:
     key = jax.random.fold_in(key, state.step)
     (loss, sums), grads = jax.value_and_grad(self.loss, has_aux=True)(
         state.net, target, shared, batch, key, progress)
-    norm = optax.global_norm(grads)
-    fine = jnp.isfinite(loss) & jnp.isfinite(norm)
-    updates, opt = self.optimizer.update(grads, state.opt, state.net)
-    updates = jax.tree.map(lambda x: rate * x, updates)
-    net = optax.apply_updates(state.net, updates)
-    keep = lambda new, old: jnp.where(fine, new, old)  # noqa: E731
-    bad = jnp.where(fine, 0, state.bad + 1)
-    state = state.replace(
-        net=jax.tree.map(keep, net, state.net),
-        opt=jax.tree.map(keep, opt, state.opt),
-        step=state.step + 1, bad=bad)
-    return state, {**sums, 'loss': loss, 'grad_norm': norm, 'bad': bad}
+    state, norm = update(self.optimizer, state, loss, grads, rate)
+    return state, {
+        **sums, 'loss': loss, 'grad_norm': norm, 'bad': state.bad}
+
+
+def update(
+    optimizer: optax.GradientTransformation, state: Any, loss: Array,
+    grads: Any, rate: Array,
+) -> tuple[Any, Array]:
+  """Returns `(state, norm of the gradient)` after a guarded update.
+
+  A loss or gradient that is not finite leaves weights and optimiser as they
+  were and is counted in `bad`.
+
+  Args:
+    optimizer: at rate 1. state: a `TrainState`, or with its fields.
+    loss: f32[]. grads: of `state.net`. rate: f32[].
+  """
+  norm = optax.global_norm(grads)
+  fine = jnp.isfinite(loss) & jnp.isfinite(norm)
+  updates, opt = optimizer.update(grads, state.opt, state.net)
+  updates = jax.tree.map(lambda x: rate * x, updates)
+  net = optax.apply_updates(state.net, updates)
+  keep = lambda new, old: jnp.where(fine, new, old)  # noqa: E731
+  return state.replace(
+      net=jax.tree.map(keep, net, state.net),
+      opt=jax.tree.map(keep, opt, state.opt), step=state.step + 1,
+      bad=jnp.where(fine, 0, state.bad + 1)), norm

@@ -159,17 +159,20 @@ class Jacobi(base.ChainDrafter):
                        f'{law.vocab_size} tokens')
     # Where each place of the new window was in the old one.
     old = jnp.arange(window) + verdict.num_accepted[:, None] + 1
-    tokens = tree.take_row(memory['tokens'], old)
-    logits, last = memory['logits'], 0
-    if isinstance(law, law_lib.Categorical):
-      logits = tree.take_row(logits, old)
+    tokens, logits, last = memory['tokens'], memory['logits'], 0
+    sampled = isinstance(law, law_lib.Categorical)
+    if num < window:  # behind a narrower block it stays what it was
+      tokens = tree.take_row(tokens, old)
+      logits = tree.take_row(logits, old) if sampled else logits
     if num:  # row i of the scores follows what is before slot i
       last, is_new, new = num + 1, old <= num, law.at(old)
-      tokens = jnp.where(
-          is_new, self._draw(context, draft, new, old), tokens)
-      if isinstance(new, law_lib.Categorical):
-        logits = jnp.where(is_new[..., None], new.logits, logits)
-    # Behind a narrower block the window stays what it was.
+      drawn = self._draw(context, draft, new, old)
+      if num == window:  # the rest is guessed
+        tokens, logits = drawn, new.logits if sampled else logits
+      else:
+        tokens = jnp.where(is_new, drawn, tokens)
+        if sampled:
+          logits = jnp.where(is_new[..., None], new.logits, logits)
     held = jnp.maximum(memory['held'], last) - verdict.num_accepted - 1
     return state.replace(drafter={
         'tokens': tokens, 'logits': logits,

@@ -88,19 +88,25 @@ def frechet(a: Statistics, b: Statistics) -> float:
         'value is mostly bias: compare it with `floor` at the same n',
         stacklevel=2)
   values, vectors = np.linalg.eigh(a.covariance)
-  root = (vectors * np.sqrt(_clipped(values, a.dataset))) @ vectors.T
+  scale = np.trace(a.covariance)
+  root = (vectors * np.sqrt(_clipped(values, scale, a.dataset))) @ vectors.T
   product = root @ b.covariance @ root
   values = np.linalg.eigvalsh((product + product.T) / 2)
-  overlap = np.sqrt(_clipped(values, b.dataset)).sum()
+  scale *= np.trace(b.covariance)
+  overlap = np.sqrt(_clipped(values, scale, b.dataset)).sum()
   shift = a.mean - b.mean
   total = shift @ shift + np.trace(a.covariance) + np.trace(b.covariance)
   return max(float(total - 2 * overlap), 0.0)
 
 
-def _clipped(values: Float, name: str) -> Float:
-  """Returns eigenvalues with negative ones set to 0, if these are small."""
+def _clipped(values: Float, scale: float, name: str) -> Float:
+  """Returns eigenvalues with negative ones set to 0, if these are small.
+
+  Where the two covariances share no direction, all are rounding errors of
+  the `scale`.
+  """
   negative = -values[values < 0].sum()
-  if negative > _NEGATIVE * np.abs(values.sum()):
+  if negative > _NEGATIVE * abs(values.sum()) + 1e-12 * abs(scale):
     raise ValueError(
         f'{name or "statistics"}: negative eigenvalues of {negative:.3g} in '
         f'all, trace {values.sum():.3g}: not a covariance, or damaged')

@@ -34,12 +34,12 @@ class Accuracy(NamedTuple):
   Attributes:
     mean: over all samples.
     by_class: f64[C], NaN where a class has no sample.
-    count: i64[C], samples.
+    num_samples: i64[C], of each class.
   """
 
   mean: float
   by_class: Float
-  count: npt.NDArray[np.int64]
+  num_samples: npt.NDArray[np.int64]
 
 
 def diversity(
@@ -64,11 +64,8 @@ def diversity(
     if n < 2:
       continue
     part = part - part.mean(0)
-    # A sample is exactly at distance 0 from itself; rounding must not count.
-    total = 0.0
-    for rows, d in neighbours.blocks(part, part):
-      d[np.arange(len(d)), np.arange(rows.start, rows.stop)] = 0.0
-      total += float(np.sqrt(d).sum())
+    total = sum(float(np.sqrt(d).sum())
+                for _, d in neighbours.blocks(part, part))
     found[int(label)] = total / (n * (n - 1))
   if not found:
     raise ValueError('no class has two samples')

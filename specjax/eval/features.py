@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from specjax.io import hub, legacy_pth
+from specjax.io import hub, legacy_pth, wheels
 from specjax.io.errors import FormatError
 
 Array = jax.Array
@@ -168,8 +168,9 @@ class Lite0:
     """Returns the extractor with the published weights.
 
     Args:
-      path: of the `.pth` file, which must then be trusted to be the published
-        one, or given a `name`; None fetches it once, its sha256 checked.
+      path: of a `.pth` file; another than the published one gets the hash of
+        its bytes into its name, unless a `name` is given. None fetches the
+        published file once, its sha256 checked.
       cache: cache root of `specjax.io.hub`. quiet: no progress.
       offline: never use the network. **options: of `__init__`.
 
@@ -178,7 +179,11 @@ class Lite0:
     """
     if path is None:
       path = hub.resolve(SOURCE, cache=cache, quiet=quiet, offline=offline)
-    return cls(convert(legacy_pth.read(path)), **options)
+    params = convert(legacy_pth.read(path))
+    found = wheels.sha256_of(Path(path), quiet=True)
+    if found != hub.REGISTRY[SOURCE].sha256:
+      options.setdefault('name', f'{SOURCE}-{found[:12]}')
+    return cls(params, **options)
 
   def __call__(self, images: npt.NDArray[np.uint8]) -> npt.NDArray:
     """Returns f32[N,dim]; see `features`."""

@@ -19,8 +19,8 @@ import numpy.typing as npt
 from specjax.eval.statistics import Float, check_features
 
 _CHUNK = 1024  # rows of a block of distances
-# Relative rounding of a squared distance by its expansion.
-_SLACK = 1e-12
+# A squared distance below this share of the squared norms is rounding.
+_ROUNDING = 1e-12
 
 
 class PrecisionRecall(NamedTuple):
@@ -62,13 +62,12 @@ def precision_recall(
     ValueError: too few samples; see `check_features`.
   """
   real, fake = _pair(real, fake, k)
-  real_radius, fake_radius = _radii(real, k), _radii(fake, k)
-  slack = _slack(real, fake)
+  real_radius, fake_radius = _balls(real, k), _balls(fake, k)
   inside = []
   recalled = np.zeros(len(real), bool)
   for rows, d in blocks(fake, real):
-    inside.append((d <= real_radius + slack).any(1))
-    recalled |= (d <= fake_radius[rows, None] + slack).any(0)
+    inside.append((d <= real_radius).any(1))
+    recalled |= (d <= fake_radius[rows, None]).any(0)
   return PrecisionRecall(
       float(np.concatenate(inside).mean()), float(recalled.mean()))
 
@@ -85,10 +84,10 @@ def density_coverage(
     ValueError: too few samples; see `check_features`.
   """
   real, fake = _pair(real, fake, k)
-  radius, slack = _radii(real, k), _slack(real, fake)
+  radius = _balls(real, k)
   count, covered = 0, np.zeros(len(real), bool)
   for _, d in blocks(fake, real):
-    hits = d <= radius + slack
+    hits = d <= radius
     count += int(hits.sum())
     covered |= hits.any(0)
   return DensityCoverage(count / (k * len(fake)), float(covered.mean()))
@@ -115,13 +114,19 @@ def nearest(
 
 
 def blocks(x: Float, y: Float) -> Iterator[tuple[slice, Float]]:
-  """Yields (rows, squared distances f64[rows,M], >= 0) of x and y."""
+  """Yields (rows, squared distances f64[rows,M]) of x and y.
+
+  All are >= 0, and exactly 0 between equal samples, so that duplicates lie in
+  balls of radius 0.
+  """
   y_norm = np.square(y).sum(1)
   for start in range(0, len(x), _CHUNK):
     rows = slice(start, min(start + _CHUNK, len(x)))
     part = x[rows]
-    d = np.square(part).sum(1)[:, None] + y_norm - 2 * (part @ y.T)
-    yield rows, np.maximum(d, 0.0)
+    norms = np.square(part).sum(1)[:, None] + y_norm
+    d = norms - 2 * (part @ y.T)
+    d[d <= _ROUNDING * norms] = 0.0
+    yield rows, d
 
 
 def _pair(
@@ -135,8 +140,9 @@ def _pair(
   return real - centre, fake - centre
 
 
-def _slack(real: Float, fake: Float) -> float:
-  return _SLACK * max(np.square(z).sum(1).max() for z in (real, fake))
+def _balls(x: Float, k: int) -> Float:
+  """Returns squared radii; the k-th neighbour is inside despite rounding."""
+  return _radii(x, k) * (1 + 1e-9)
 
 
 def _radii(x: Float, k: int) -> Float:

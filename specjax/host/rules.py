@@ -24,7 +24,8 @@ def build(
     verify: a rule's name, 'auto', `{'name': ..., **options}`, or a rule.
     options: fields of the rule; also `codebook` (an .npy file of VQ vectors
       [entries, channels], or 'synthetic': random ones for the whole
-      vocabulary) for 'lantern', and `head` (a .safetensors file) for 'judge'.
+      vocabulary) for 'lantern' and for 'grouped' with a `distance`, and
+      `head` (a .safetensors file) for 'judge'.
     vocab_size: V of the target.
 
   Raises:
@@ -44,12 +45,18 @@ def build(
                        f'{sorted(options) or "files"}: name the rule')
     return verify, None
   rule = rules.get(verify, **options)
-  if codebook is not None and not isinstance(rule, rules.Lantern):
-    raise ValueError(f'verify={verify!r} reads no codebook')
+  reads = isinstance(rule, rules.Lantern) or (
+      isinstance(rule, rules.Grouped) and rule.distance is not None)
+  if codebook is not None and not reads:
+    raise ValueError(f'verify={verify!r} reads no codebook'
+                     + (' without a distance'
+                        if isinstance(rule, rules.Grouped) else ''))
   if head is not None and not isinstance(rule, rules.Judge):
     raise ValueError(f'verify={verify!r} reads no head')
   if codebook is not None:
     vectors = _codebook(codebook, vocab_size)
+    if isinstance(rule, rules.Grouped):
+      return rule, {'codebook': np.asarray(vectors, np.float32)}
     return rule, {
         'neighbours': rules.neighbours(vectors, rule.num_neighbours)}
   if head is not None:

@@ -1,8 +1,6 @@
 """Folders of trained drafters: `config.json` and `drafter.safetensors`.
 
-Arrays by flat name ('layer_0.attention.qkv'). Matrices are bfloat16, float32,
-or int8 with a scale for each output channel ('NAME.int8_scale', in float32);
-vectors and biases are float32.
+Arrays by flat name ('layer_0.attention.qkv'); see `io.forms` for numbers.
 """
 
 from __future__ import annotations
@@ -11,24 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from specjax.io import output, safetensors
+from specjax.io import forms, output, safetensors
 from specjax.io.errors import FormatError
 
-FORMS = ('float32', 'bfloat16', 'int8')
 _CONFIG, _ARRAYS, _IDS = 'config.json', 'drafter.safetensors', 'ids'
 _FORMAT = 'specjax-drafter'
 _PICKLES = ('pytorch_model.bin', 'medusa_lm_head.pt')
-_SCALE = '.int8_scale'
-# Axes of a matrix that are summed over, by the last part of its name; the
-# others are its output channels. Tables that are looked up scale by row.
-_SUMMED: dict[str, tuple[int, ...]] = {
-    'out': (0, 1, 2), 'markov_in': (1,), 'head': (-1,), 'linear': (-2,),
-    'residual': (-2,), 'more_linear': (-2,)}
-
 
 def write(
     folder: str | Path, arrays: Mapping[str, npt.NDArray], ids: Any,
@@ -48,15 +37,9 @@ def write(
     OutputError: the folder holds something else, or cannot be written (disk
       full).
   """
-  if form not in FORMS:
-    raise ValueError(f'form={form!r}: known are {", ".join(FORMS)}')
   folder = Path(folder).expanduser()
-  stored: dict[str, npt.NDArray] = {_IDS: np.asarray(ids, np.int32)}
-  for name, array in arrays.items():
-    array = np.asarray(array, np.float32)
-    if not np.isfinite(array).all():
-      raise ValueError(f'{name}: holds values that are not finite')
-    stored.update(_stored(name, array, form))
+  stored: dict[str, npt.NDArray] = {
+      _IDS: np.asarray(ids, np.int32), **forms.pack(arrays, form)}
   with output.folder(folder, replaces=is_own) as new:
     safetensors.write(new / _ARRAYS, stored, {'format': _FORMAT})
     output.write_json(
@@ -80,19 +63,10 @@ def read(
     raise FormatError(f'{folder / _CONFIG}: not a drafter that specjax '
                       f'trained (format={facts.get("format")!r})')
   found = safetensors.read(folder / _ARRAYS)
-
-  def take(name: str) -> npt.NDArray[np.float32]:
-    if name not in found:
-      raise FormatError(f'{folder / _ARRAYS}: tensor {name!r} is missing')
-    return found[name].read()
-  ids = take(_IDS).astype(np.int32)  # below 2**24: exact in float32
-  arrays = {}
-  for name, tensor in found.items():
-    if name == _IDS or name.endswith(_SCALE):
-      continue
-    arrays[name] = take(name)
-    if tensor.dtype == 'I8':
-      arrays[name] *= take(name + _SCALE)
+  arrays = forms.unpack(found, folder / _ARRAYS)
+  if _IDS not in arrays:
+    raise FormatError(f'{folder / _ARRAYS}: tensor {_IDS!r} is missing')
+  ids = arrays.pop(_IDS).astype(np.int32)  # below 2**24: exact in float32
   return arrays, ids, facts
 
 
@@ -144,19 +118,3 @@ def is_drafter(folder: str | Path) -> bool:
     return bool(whose(folder))
   except FormatError:
     return False
-
-
-def _stored(
-    name: str, array: npt.NDArray, form: str
-) -> dict[str, npt.NDArray]:
-  """Returns the tensors that stand for one array."""
-  last = name.rsplit('.', 1)[-1]
-  if array.ndim < 2 or form == 'float32' or last.endswith('bias'):
-    return {name: array}
-  if form == 'bfloat16':
-    return {name: array.astype(ml_dtypes.bfloat16)}
-  axes = _SUMMED.get(last, (0,))
-  scale = np.max(np.abs(array), axis=axes, keepdims=True) / 127.0
-  scale = np.where(scale > 0, scale, 1.0).astype(np.float32)
-  whole = np.clip(np.rint(array / scale), -127, 127).astype(np.int8)
-  return {name: whole, name + _SCALE: scale}

@@ -86,7 +86,7 @@ class _Key(NamedTuple):
 
   key: str
   dtype: str
-  count: int
+  num_items: int
 
 
 class _Tensor(NamedTuple):
@@ -190,9 +190,10 @@ def _storages(
     storage = wanted[key]
     dtype = _DTYPES[storage.dtype]
     count = int.from_bytes(file.read(8), "little")
-    if count != storage.count:
+    if count != storage.num_items:
       raise _Refused(
-          f"storage {key!r} has {count} items, expected {storage.count}")
+          f"storage {key!r} has {count} items, expected "
+          f"{storage.num_items}")
     raw = file.read(count * dtype.itemsize)
     if len(raw) != count * dtype.itemsize:
       raise _Refused(f"truncated in storage {key!r}")

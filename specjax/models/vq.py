@@ -147,6 +147,16 @@ def nearest(encoded: Array, codebook: Array) -> Array:
       precision=jax.lax.Precision.HIGHEST), axis=-1).astype(jnp.int32)
 
 
+def to_float(image: Array) -> Array:
+  """Returns f32 in [-1, 1] of uint8."""
+  return image.astype(jnp.float32) / 127.5 - 1.0
+
+
+def to_bytes(image: Array) -> Array:
+  """Returns uint8 of images in [-1, 1]; what is outside is clipped."""
+  return jnp.clip(jnp.round((image + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
+
+
 class Encoder(nn.Module):
   """Pixels to [B,h,w,latent_dim]."""
 

@@ -9,6 +9,7 @@ from specjax.verify.base import Rule
 from specjax.verify.block import Block
 from specjax.verify.bound import acceptance_upper_bound
 from specjax.verify.greedy import Greedy, Gumbel, Match
+from specjax.verify.grouped import Grouped
 from specjax.verify.judge import Judge
 from specjax.verify.k_seq import KSeq
 from specjax.verify.lantern import Lantern, neighbours
@@ -19,14 +20,15 @@ from specjax.verify.traversal import Traversal
 from specjax.verify.typical import Typical
 
 RULES: tuple[type[Rule], ...] = (
-    Block, Greedy, GreedyMultiDraft, Gumbel, Judge, KSeq, Lantern, Lenient,
-    Match, OptimalTransport, Speculative, Traversal, Typical)
+    Block, Greedy, GreedyMultiDraft, Grouped, Gumbel, Judge, KSeq, Lantern,
+    Lenient, Match, OptimalTransport, Speculative, Traversal, Typical)
 _BY_NAME: dict[str, type[Any]] = {rule.name: rule for rule in RULES}
 # Other names for the same thing, and presets.
 _ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
     'recursive_rejection': ('speculative', {}),
     'deterministic': ('match', {}),
     'spechub': ('greedy_multi_draft', {}),
+    'gsd': ('grouped', {}),
     'lantern++': ('lantern', {'lam': 2.0}),
     'medusa': ('typical', {'form': 'medusa'}),
 }
@@ -60,7 +62,7 @@ def get(name: str, **options: Any) -> Any:
 
 
 __all__ = [
-    'RULES', 'Block', 'Greedy', 'GreedyMultiDraft', 'Gumbel', 'Judge', 'KSeq',
-    'Lantern', 'Lenient', 'Match', 'OptimalTransport', 'Rule', 'Speculative',
-    'Traversal', 'Typical', 'acceptance_upper_bound', 'get', 'names',
-    'neighbours']
+    'RULES', 'Block', 'Greedy', 'GreedyMultiDraft', 'Grouped', 'Gumbel',
+    'Judge', 'KSeq', 'Lantern', 'Lenient', 'Match', 'OptimalTransport',
+    'Rule', 'Speculative', 'Traversal', 'Typical', 'acceptance_upper_bound',
+    'get', 'names', 'neighbours']

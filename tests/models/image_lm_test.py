@@ -99,12 +99,16 @@ def of_caption(config, tensors, tokens, features, length, is_null=False):
 def raw(lm, params, tokens, condition=None):
   """Returns the raw logits [B,V] after prompts [B,T], through the cache."""
   context = measure.context(tokens, 4).replace(condition=condition)
-  engine, models = Engine(lm, Null(0), Greedy()), Models(target=params)
-  state = loop.empty(engine, context)
-  state = loop.start(engine, models, state,
-                     jnp.ones((len(tokens),), bool), chunk=4)
-  draft, state = Null(0).propose(models, state)
-  return np.asarray(lm.raw(models, state, draft, ())[0][:, 0])
+  engine = Engine(lm, Null(0), Greedy())
+
+  @jax.jit
+  def run(context, models):
+    state = loop.empty(engine, context)
+    state = loop.start(engine, models, state,
+                       jnp.ones((len(tokens),), bool), chunk=4)
+    draft, state = Null(0).propose(models, state)
+    return lm.raw(models, state, draft, ())[0][:, 0]
+  return np.asarray(run(context, Models(target=params)))
 
 
 @pytest.fixture(scope='module', params=['class', 'caption'])

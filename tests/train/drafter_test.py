@@ -20,6 +20,7 @@ from specjax.host import methods, tiny
 from specjax.host.generate import generate
 from specjax.io.options import Sampling
 from specjax.parallel import make_mesh
+from train import loop
 from train import run as run_lib
 from train import text as text_lib
 
@@ -116,7 +117,7 @@ def test_every_kind_is_trained_saved_and_decodes(
   ids, _ = text_lib.vocabulary(text, target, 128)
   task = kinds.build(kind, target.lm.config, len(ids), **{
       name: config[name].to_dict() for name in ('model', 'task', 'loss')})
-  trainer = Trainer(task, target.lm, run_lib.optimiser(config.optimizer))
+  trainer = Trainer(task, target.lm, loop.optimiser(config.optimizer))
   test = run_lib.Run(trainer, target, ids, text, config, None)
   state = test.fresh()
   test.schedule(4)
@@ -152,7 +153,7 @@ def test_eight_devices_train_like_one(monkeypatch):
     here = tiny.model(mesh=mesh)
     task = kinds.build('dspark', target.lm.config, len(ids), **{
         name: config[name].to_dict() for name in ('model', 'task', 'loss')})
-    trainer = Trainer(task, here.lm, run_lib.optimiser(config.optimizer))
+    trainer = Trainer(task, here.lm, loop.optimiser(config.optimizer))
     test = run_lib.Run(trainer, here, ids, text, config, mesh)
     state = test.fresh()
     test.schedule(3)
@@ -207,12 +208,12 @@ def test_a_config_names_the_losses_that_there_are():
 def test_processes_learn_of_a_signal_together(monkeypatch):
   """One of two was told; the other knows where both look, not before."""
   monkeypatch.setattr(signal, 'signal', lambda number, handler: None)
-  told, other = run_lib.Stop(), run_lib.Stop()
+  told, other = loop.Stop(), loop.Stop()
   told._ask(signal.SIGTERM, None)
   assert told.look(together=False) == signal.SIGTERM  # alone: at once
   monkeypatch.setattr(jax, 'process_count', lambda: 2)
   monkeypatch.setattr(
-      run_lib.multihost_utils, 'process_allgather',
+      loop.multihost_utils, 'process_allgather',
       lambda x: np.stack([x, np.int32(signal.SIGTERM)]))
   assert other.look(together=False) == 0
   assert other.look(together=True) == other.signal == signal.SIGTERM

@@ -9,6 +9,7 @@ import numpy as np
 from specjax.distill import kinds
 from specjax.distill.trainer import Trainer
 from specjax.host import tiny
+from train import loop
 from train import run as run_lib
 from train import text as text_lib
 
@@ -23,7 +24,7 @@ def test_a_share_of_each_batch_is_the_drafters_own(monkeypatch):
   ids, _ = text_lib.vocabulary(text, target, 128)
   task = kinds.build('small_lm', target.lm.config, len(ids), **{
       name: config[name].to_dict() for name in ('model', 'task', 'loss')})
-  trainer = Trainer(task, target.lm, run_lib.optimiser(config.optimizer))
+  trainer = Trainer(task, target.lm, loop.optimiser(config.optimizer))
   test = run_lib.Run(trainer, target, ids, text, config, None)
   state = test.fresh()
   test.schedule(4)

@@ -1,0 +1,55 @@
+"""Pictures of samples: labelled grids, and maps over the image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from specjax.eval.plots import finish, new_figure
+
+
+def grid(
+    images: np.ndarray, path: Path, *, columns: int, title: str = '',
+    rows: Sequence[str] = (),
+) -> None:
+  """Writes images as one PNG, in rows.
+
+  Args:
+    images: uint8[N,H,W,3], row after row; an incomplete last row is filled
+      with white.
+    path: of the PNG, which appears whole or not at all.
+    columns: images a row, >= 1.
+    title: above it. rows: what to write beside each row.
+
+  Raises:
+    ValueError: other images, or another number of names.
+  """
+  if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
+    raise ValueError(f'images are {images.dtype}{list(images.shape)}: must be '
+                     'uint8[N,H,W,3], at least one')
+  if columns < 1:
+    raise ValueError(f'columns={columns}: must be >= 1')
+  num, height, width, _ = images.shape
+  count = -(-num // columns)
+  if rows and len(rows) != count:
+    raise ValueError(f'{len(rows)} names for {count} rows')
+  gap = max(height // 16, 1)
+  whole = np.full((count * (height + gap) - gap,
+                   columns * (width + gap) - gap, 3), 255, np.uint8)
+  for i, image in enumerate(images):
+    top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
+    whole[top:top + height, left:left + width] = image
+  figure, axes = new_figure(max(3.0, min(0.8 * columns + 1.2, 14.0)))
+  figure.set_size_inches(
+      figure.get_figwidth(),
+      figure.get_figwidth() * whole.shape[0] / whole.shape[1] + 0.6)
+  axes.imshow(whole, interpolation='nearest')
+  axes.set_xticks([])
+  axes.set_yticks([i * (height + gap) + height / 2 for i in range(count)]
+                  if rows else [], list(rows) or None)
+  axes.tick_params(length=0)
+  for side in axes.spines.values():
+    side.set_visible(False)
+  finish(figure, axes, title, path)

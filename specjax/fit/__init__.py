@@ -1,0 +1,1 @@
+"""Training steps of models that are not drafters: tokenizers, targets."""

@@ -1,0 +1,183 @@
+"""Folders of image models: `config.json` and `model.safetensors`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from specjax.host.load import Model, default_dtype
+from specjax.io import forms, output, safetensors
+from specjax.io.errors import FormatError
+from specjax.models import vq, weights
+from specjax.models.image_lm import ImageLM
+from specjax.models.transformer import TransformerConfig
+from specjax.models.vq import VQ, VQConfig
+
+Array = jax.Array
+
+_CONFIG, _ARRAYS = 'config.json', 'model.safetensors'
+_FORMATS = {'vq': 'specjax-vq', 'lm': 'specjax-image-lm'}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tokenizer:
+  """An image tokenizer ready to use.
+
+  Attributes:
+    config: its shape. params: float32. facts: what `config.json` says.
+  """
+
+  config: VQConfig
+  params: Any
+  facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  def encode(self, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
+    """Returns int32[N,h,w] of uint8[N,H,W,3].
+
+    Raises:
+      ValueError: other images, or sides that `config.factor` does not divide.
+    """
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+      raise ValueError(f'images are {images.dtype}{list(images.shape)}: must '
+                       'be uint8[N,H,W,3]')
+    factor = self.config.factor
+    if images.shape[1] % factor or images.shape[2] % factor:
+      raise ValueError(
+          f'images of {images.shape[1]} x {images.shape[2]} pixels: this '
+          f'tokenizer takes multiples of {factor}')
+    return self._batched('tokens', images, batch_size)
+
+  def decode(self, ids: np.ndarray, batch_size: int = 256) -> np.ndarray:
+    """Returns uint8[N,H,W,3] of int32[N,h,w].
+
+    Raises:
+      ValueError: ids out of range.
+    """
+    ids = np.asarray(ids, np.int32)
+    if ids.ndim != 3 or ids.min(initial=0) < 0 or (
+        ids.max(initial=0) >= self.config.num_codes):
+      raise ValueError(
+          f'codes int{list(ids.shape)} in [{ids.min(initial=0)}, '
+          f'{ids.max(initial=0)}]: must be [N,h,w] in '
+          f'[0, {self.config.num_codes})')
+    return self._batched('decode', ids, batch_size)
+
+  def _batched(self, method: str, x: np.ndarray, size: int) -> np.ndarray:
+    size = min(size, max(len(x), 1))
+    out = []
+    for start in range(0, len(x), size):
+      part = x[start:start + size]
+      full = np.pad(part, [(0, size - len(part))] + [(0, 0)] * (x.ndim - 1))
+      found = _apply(self.config, method, self.params, full)
+      out.append(np.asarray(found)[:len(part)])
+    return np.concatenate(out)
+
+
+@jax.jit(static_argnums=(0, 1))
+def _apply(config: VQConfig, method: str, params: Any, x: Array) -> Array:
+  if method == 'tokens':
+    x = vq.to_float(x)
+  out = VQ(config).apply({'params': params}, x, method=method)
+  return vq.to_bytes(out) if method == 'decode' else out
+
+
+def save_tokenizer(
+    folder: str | Path, config: VQConfig, params: Any,
+    facts: Mapping[str, Any], form: str = 'bfloat16',
+) -> Path:
+  """Writes a tokenizer; see `io.forms` for `form`."""
+  return _save(folder, 'vq', dataclasses.asdict(config), params, facts, form)
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+  """Reads what `save_tokenizer` wrote.
+
+  Raises:
+    FormatError: something else, or a tensor of another size; names it.
+  """
+  values, arrays, facts = _load(folder, 'vq')
+  config = VQConfig(**{**values, 'multipliers': tuple(values['multipliers'])})
+  params = _fitted(folder, arrays, vq.abstract(config))
+  return Tokenizer(config, params, facts)
+
+
+def save_lm(
+    folder: str | Path, config: TransformerConfig, params: Any,
+    facts: Mapping[str, Any], form: str = 'bfloat16',
+) -> Path:
+  """Writes an image decoder; see `io.forms` for `form`."""
+  return _save(folder, 'lm', dataclasses.asdict(config), params, facts, form)
+
+
+def load_lm(
+    folder: str | Path, *, dtype: str | None = None, chunk: int = 256
+) -> tuple[Model, dict[str, Any]]:
+  """Reads what `save_lm` wrote: `(model, facts)`.
+
+  Args:
+    folder: of the decoder.
+    dtype: 'float32' or 'bfloat16'; None decides by the backend.
+    chunk: most tokens fed in one call.
+
+  Raises:
+    FormatError: something else, or a tensor of another size; names it.
+  """
+  values, arrays, facts = _load(folder, 'lm')
+  values['local_layers'] = tuple(values['local_layers'])
+  config = TransformerConfig(**{**values, 'dtype': dtype or default_dtype()})
+  params = _fitted(folder, arrays, weights.abstract(config))
+  model = Model(name=str(folder), lm=ImageLM(config, chunk=chunk),
+                params=params)
+  return model, facts
+
+
+def _save(folder, kind, config, params, facts, form) -> Path:
+  arrays = traverse_util.flatten_dict(
+      jax.tree.map(np.asarray, params), sep='.')
+  packed = forms.pack(arrays, form)
+  with output.folder(folder, replaces=lambda p: _format(p) is not None) as new:
+    safetensors.write(new / _ARRAYS, packed, {'format': _FORMATS[kind]})
+    output.write_json(new / _CONFIG, {
+        'format': _FORMATS[kind], 'form': form, 'model': config, **facts})
+  return Path(folder)
+
+
+def _format(folder: Path) -> str | None:
+  path = Path(folder) / _CONFIG
+  if not path.is_file():
+    return None
+  found = safetensors.read_json(path).get('format')
+  return found if found in _FORMATS.values() else None
+
+
+def _load(folder, kind):
+  folder = Path(folder).expanduser()
+  if _format(folder) != _FORMATS[kind]:
+    raise FormatError(
+        f'{folder}: no {_CONFIG} with "format": "{_FORMATS[kind]}"')
+  facts = safetensors.read_json(folder / _CONFIG)
+  found = safetensors.read(folder / _ARRAYS)
+  arrays = forms.unpack(found, folder / _ARRAYS)
+  return dict(facts['model']), arrays, facts
+
+
+def _fitted(folder, arrays, like) -> Any:
+  """Returns the arrays as a tree of the shapes and dtypes of `like`."""
+  wanted = traverse_util.flatten_dict(like, sep='.')
+  for name in sorted({*arrays, *wanted}):
+    if name not in arrays or name not in wanted or (
+        arrays[name].shape != wanted[name].shape):
+      have = arrays[name].shape if name in arrays else 'absent'
+      need = wanted[name].shape if name in wanted else 'none'
+      raise FormatError(f'{folder}: tensor {name!r} is {have}, but the '
+                        f'config asks for {need}')
+  return traverse_util.unflatten_dict(
+      {k: jnp.asarray(v, wanted[k].dtype) for k, v in arrays.items()},
+      sep='.')

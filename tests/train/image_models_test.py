@@ -1,0 +1,148 @@
+"""Tokenizer and image decoder: trained, stopped, resumed, loaded, sampled."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from configs import image_ar_cifar10, vq_cifar10
+from specjax.data.images import Images
+from specjax.eval import pictures
+from specjax.host import images
+from specjax.io.errors import FormatError
+from specjax.models.vq import VQConfig
+from train import image_ar, image_data, vq
+from train.checkpoints import Checkpoints
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def program(name, config, out, *flags):
+  """Runs a training script; returns what it wrote to stderr."""
+  done = subprocess.run(
+      [sys.executable, '-m', f'train.{name}', '--config', config, '--out',
+       str(out), *flags],
+      cwd=ROOT, env=dict(os.environ, PYTHONPATH=str(ROOT)), timeout=600,
+      capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  return done.stderr
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """A tokenizer and a decoder, by the commands of their configs."""
+  out = tmp_path_factory.mktemp('image')
+  said = program('vq', 'configs/vq_cifar10.py:tiny', out / 'vq')
+  assert 'dB' in said and 'codes used' in said
+  said = program(
+      'image_ar', 'configs/image_ar_cifar10.py:tiny', out / 'lm',
+      f'--config.tokenizer={out / "vq" / "tokenizer"}')
+  assert '64 images of 64 codes' in said and 'held-out loss' in said
+  return out
+
+
+def test_what_the_commands_leave(trained):
+  for folder, last in (('vq', 'psnr'), ('lm', 'held_out_loss')):
+    rows = [json.loads(line) for line in (
+        trained / folder / 'metrics.jsonl').read_text().splitlines()]
+    tests = [r for r in rows if r['kind'] == 'eval']
+    assert [r['step'] for r in tests] == [0, 6, 12]
+    assert np.isfinite(tests[-1][last])
+  assert (trained / 'vq' / 'images.png').stat().st_size > 1000
+  assert (trained / 'lm' / 'samples.png').stat().st_size > 1000
+  tokenizer = images.load_tokenizer(trained / 'vq' / 'tokenizer')
+  model, facts = images.load_lm(trained / 'lm' / 'model')
+  assert facts['grid'] == [8, 8] and facts['data']['classes'] == ['a', 'b', 'c']
+  assert model.vocab_size == tokenizer.config.num_codes == 16
+  assert model.lm.config.num_conditions == 4
+  data = image_data.read(vq_cifar10.get_config('tiny').data, 0)
+  ids = tokenizer.encode(data.test.images, batch_size=24)  # 64: one is short
+  assert ids.shape == (64, 8, 8)
+  np.testing.assert_array_equal(
+      ids[50:], tokenizer.encode(data.test.images[50:]))
+  again = tokenizer.decode(ids)
+  assert again.dtype == np.uint8 and again.shape == data.test.images.shape
+
+
+@pytest.mark.parametrize('which', ['vq', 'image_ar'])
+def test_a_run_goes_on_exactly(which, trained, tmp_path):
+  data = image_data.read(vq_cifar10.get_config('tiny').data, 0)
+
+  def run():
+    if which == 'vq':
+      config = vq_cifar10.get_config('tiny')
+      made = vq.Run(config, data, None, tmp_path)
+    else:
+      config = image_ar_cifar10.get_config('tiny')
+      made = image_ar.Run(
+          config, data, images.load_tokenizer(trained / 'vq' / 'tokenizer'),
+          None, tmp_path)
+    made.schedule(6)
+    return made
+  whole = run()
+  state = whole.fresh()
+  for step in range(6):
+    state, report, _ = whole.step(state, step)
+  assert np.isfinite(report['loss']) and report['bad'] == 0
+  first = run()
+  half = first.fresh()
+  for step in range(3):
+    half, _, _ = first.step(half, step)
+  place = Checkpoints(tmp_path / 'states', first.config.to_dict(), 'x')
+  place.save(half, 3, {'num_steps': 6})
+  second = run()
+  found = place.restore(second.abstract(), None)
+  assert found is not None and found[1]['num_steps'] == 6
+  again = found[0]
+  for step in range(3, 6):
+    again, _, _ = second.step(again, step)
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(state),
+               jax.device_get(again))
+
+
+def test_bad_input(trained, tmp_path):
+  tokenizer = images.load_tokenizer(trained / 'vq' / 'tokenizer')
+  with pytest.raises(ValueError, match='multiples of 2'):
+    tokenizer.encode(np.zeros((1, 5, 4, 3), np.uint8))
+  with pytest.raises(ValueError, match='uint8'):
+    tokenizer.encode(np.zeros((1, 4, 4), np.uint8))
+  with pytest.raises(ValueError, match=r'\[0, 16\)'):
+    tokenizer.decode(np.full((1, 4, 4), 16))
+  with pytest.raises(FormatError, match='specjax-image-lm'):
+    images.load_lm(trained / 'vq' / 'tokenizer')
+  with pytest.raises(FormatError, match='specjax-vq'):
+    images.load_tokenizer(tmp_path)
+  config = VQConfig(num_codes=9, code_dim=4, channels=8, multipliers=(1, 2),
+                    num_res_blocks=1, latent_dim=8, attention=False)
+  folder = images.save_tokenizer(
+      tmp_path / 'other', config, tokenizer.params, {})
+  with pytest.raises(FormatError, match="'codebook' is \\(16, 4\\)"):
+    images.load_tokenizer(folder)
+  options = vq_cifar10.get_config('tiny')
+  for path, said in ((None, 'give a dataset'), ('nowhere.npz', 'not there')):
+    with options.ignore_type():
+      options.data.path = path
+    with pytest.raises(ValueError, match=said):
+      image_data.read(options.data, 0)
+  odd = image_data.Data(*(Images(
+      np.zeros((2, 15, 15, 3), np.uint8), np.zeros(2, np.int32), None,
+      ('a',)),) * 2)
+  with pytest.raises(ValueError, match='do not divide by 2'):
+    vq.Run(vq_cifar10.get_config('tiny'), odd, None, tmp_path)
+
+
+def test_a_grid_of_pictures(tmp_path):
+  some = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
+  pictures.grid(some, tmp_path / 'x.png', columns=3, rows=('one', 'two'))
+  assert (tmp_path / 'x.png').stat().st_size > 1000
+  with pytest.raises(ValueError, match='1 names for 2 rows'):
+    pictures.grid(some, tmp_path / 'x.png', columns=3, rows=('one',))
+  with pytest.raises(ValueError, match='columns=0'):
+    pictures.grid(some, tmp_path / 'x.png', columns=0)
+  with pytest.raises(ValueError, match='uint8'):
+    pictures.grid(some / 255, tmp_path / 'x.png', columns=3)
