@@ -33,20 +33,21 @@ def speculative(**values) -> config_dict.ConfigDict:
       prompt_lookup_lengths=tuple, speculative_token_tree=_STR,
       draft_sample_method=_STR, use_dynamic_tree=bool, tree_depth=_INT,
       tree_top_k=_INT, lattice=bool, num_candidates=_INT, copy_max=_INT,
-      draft_acceptance_threshold=_FLOAT)
+      draft_acceptance_threshold=_FLOAT, init=_STR, width=_INT, redraft=_STR)
   return _section(types, values)
 
 
 def verify_options(**values) -> config_dict.ConfigDict:
   """Returns options of all rules, and the files of their arrays; unset None.
 
-  `codebook` is an .npy file of VQ vectors [entries, channels] (or
-  'synthetic'), `head` a judge's .safetensors file.
+  `codebook` is a tokenizer of `train.vq`, an .npy file of VQ vectors
+  [entries, channels] or 'synthetic', `head` a judge's .safetensors file.
   """
   types = dict(
       lenience=_FLOAT, epsilon=_FLOAT, delta=_FLOAT, form=_STR,
       num_neighbours=_INT, lam=_FLOAT, residual=_STR, offset=_INT,
-      threshold=_FLOAT, num_noise=_INT, drafts=_STR, codebook=_STR, head=_STR)
+      threshold=_FLOAT, num_noise=_INT, drafts=_STR, group=_INT, band=_FLOAT,
+      distance=_FLOAT, codebook=_STR, head=_STR)
   return _section(types, values)
 
 

@@ -4,11 +4,13 @@ Streams the text of one prompt, decodes the rest beside it, and writes
 `samples.jsonl` and `summary.json` to `--out`. With `config.compare_plain` the
 same prompts are then decoded without drafts, and both are printed side by
 side. With `config.online.enabled` a trained drafter learns as it goes
-(`distill.online`); the texts follow the same law.
+(`distill.online`); the texts follow the same law. With `config.images` there
+are classes instead of prompts, and `samples.png` and `acceptance.png`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from typing import Any
 
@@ -19,7 +21,7 @@ from rich.table import Table
 
 import specjax
 from specjax.data import builtin
-from specjax.host import cli, methods
+from specjax.host import cli, image_sampling, methods
 from specjax.host import online as online_lib
 from specjax.host import rules as rules_lib
 from specjax.host.requests import Result
@@ -40,10 +42,16 @@ def main() -> int:
   options = cli.sampling(config.sampling)
   drafting = cli.speculative(config.speculative, _SPECULATIVE.value)
   learning = online_lib.settings(config.get('online'))
-  prompts = read_prompts(config, quiet)
+  pictures = None
+  prompts = [] if 'images' in config else read_prompts(config, quiet)
   cli.start(_FLAGS.distributed.value)
   mesh = cli.mesh(config.mesh)
-  target = cli.load_target(config, mesh, quiet)
+  if 'images' in config:
+    target, prompts, pictures = image_sampling.prepare(config, mesh, quiet)
+    options = dataclasses.replace(
+        options, max_new_tokens=pictures.length, ignore_eos=True)
+  else:
+    target = cli.load_target(config, mesh, quiet)
   drafter, drafter_params = methods.build(
       drafting or {'method': 'null'}, target,
       cli.load_drafter(target, quiet))
@@ -89,6 +97,8 @@ def main() -> int:
         summary['tokens_per_s'] / summary['plain']['tokens_per_s'])
   if is_first:
     output.write_json(out / 'summary.json', summary)
+    if pictures is not None:
+      pictures.draw(results.results, out)
   if not quiet:
     print_table(summary)
     cli.note(f'wrote {out}/samples.jsonl and {out}/summary.json')

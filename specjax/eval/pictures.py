@@ -45,6 +45,7 @@ def grid(
   figure.set_size_inches(
       figure.get_figwidth(),
       figure.get_figwidth() * whole.shape[0] / whole.shape[1] + 0.6)
+  axes.grid(False)
   axes.imshow(whole, interpolation='nearest')
   axes.set_xticks([])
   axes.set_yticks([i * (height + gap) + height / 2 for i in range(count)]
@@ -52,4 +53,17 @@ def grid(
   axes.tick_params(length=0)
   for side in axes.spines.values():
     side.set_visible(False)
+  finish(figure, axes, title, path)
+
+
+def heat_map(values: np.ndarray, path: Path, title: str) -> None:
+  """Writes f64[h,w] in [0, 1] as a map with a scale; see `grid`."""
+  if values.ndim != 2:
+    raise ValueError(f'a map has 2 axes, not {values.ndim}')
+  figure, axes = new_figure(5.0)
+  axes.grid(False)
+  shown = axes.imshow(values, vmin=0.0, vmax=1.0, cmap='viridis')
+  axes.set_xlabel('column')
+  axes.set_ylabel('row')
+  figure.colorbar(shown, ax=axes)
   finish(figure, axes, title, path)

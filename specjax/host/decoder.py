@@ -66,7 +66,7 @@ class Decoder:
       stages: Stages, vocab_size: int, eos: Sequence[int] = (),
       tokenizer: Any = None, chunk: int = 64, rounds_per_chunk: int = 16,
       mesh: jax.sharding.Mesh | None = None, exact: bool = False,
-      constraint: Any = None,
+      constraint: Any = None, num_ids: int | None = None,
   ):
     """Allocates the state and compiles.
 
@@ -82,6 +82,7 @@ class Decoder:
         give equal bits across separate compilations.
       constraint: fresh token-mask state for B rows, or a function from the
         requests of B slots (None where vacant) to it, or None.
+      num_ids: ids that a prompt may hold; None is V.
 
     Raises:
       MemoryError: the run cannot fit. ValueError: N + 1 or `chunk` exceed
@@ -92,6 +93,7 @@ class Decoder:
     self.engine, self.params, self.stages = engine, params, stages
     self.batch, self.size, self.eos = batch, size, tuple(eos)
     self.vocab_size, self.tokenizer = vocab_size, tokenizer
+    self.num_ids = num_ids or vocab_size
     self.chunk, self.rounds_per_chunk = chunk, rounds_per_chunk
     self._mesh, self._constraint = mesh, constraint
     self.slot_rounds = self.row_rounds = 0
@@ -187,7 +189,7 @@ class Decoder:
     """
     waiting = deque(requests)
     for request in waiting:
-      check(request, self.size, self.vocab_size)
+      check(request, self.size, self.num_ids)
     run = _Run(self, waiting, on_text, on_result, on_progress)
     return run.loop()
 
@@ -310,7 +312,7 @@ class _Run:
     if self.on_result:
       follow_up = self.on_result(result)
       if follow_up is not None:
-        check(follow_up, self.decoder.size, self.decoder.vocab_size)
+        check(follow_up, self.decoder.size, self.decoder.num_ids)
         self.waiting.append(follow_up)
         self.num_requests += 1
 

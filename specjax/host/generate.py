@@ -109,7 +109,7 @@ def generate(
   size = capacity or _round_up(max(d.longest() for d in dialogues))
   batch = batch_size or min(8, len(first))
   for request in first:  # before anything is compiled
-    requests_lib.check(request, size, target.vocab_size)
+    requests_lib.check(request, size, target.num_ids)
   stages = requests_lib.stages(first, len(target.eos))
   decoder = Decoder(
       Engine(target.lm, drafter, rule),
@@ -118,7 +118,8 @@ def generate(
       batch=batch, size=size, stages=stages, vocab_size=target.vocab_size,
       eos=target.eos, tokenizer=target.tokenizer,
       chunk=min(_PREFILL_CHUNK, target.lm.chunk), mesh=target.mesh, exact=exact,
-      rounds_per_chunk=rounds_per_chunk, constraint=constraint)
+      rounds_per_chunk=rounds_per_chunk, constraint=constraint,
+      num_ids=target.num_ids)
 
   def follow(result: Result) -> Request | None:
     asked = result.request.tokens
@@ -131,7 +132,7 @@ def generate(
     following = dialogues[result.request.prompt_index].next(result)
     try:
       if following is not None:
-        requests_lib.check(following, size, target.vocab_size)
+        requests_lib.check(following, size, target.num_ids)
     except ValueError as error:  # not worth the loss of all other answers
       warnings.warn(f'{error}; this dialogue ends here', stacklevel=2)
       return None

@@ -41,6 +41,11 @@ class Model:
     """V."""
     return self.lm.vocab_size
 
+  @property
+  def num_ids(self) -> int:
+    """Ids that a prompt may hold: V, and the conditions of an image model."""
+    return self.vocab_size + self.lm.config.num_conditions
+
 
 def default_dtype() -> str:
   """Returns 'bfloat16' on an accelerator, 'float32' on a CPU."""

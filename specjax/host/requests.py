@@ -130,7 +130,7 @@ def stages(requests: Sequence[Request], num_eos: int) -> Stages:
       source=any(r.source is not None for r in requests))
 
 
-def check(request: Request, size: int, vocab_size: int) -> None:
+def check(request: Request, size: int, num_ids: int) -> None:
   """Raises ValueError for a prompt that a slot of `size` cannot hold."""
   name, num, room = request.id, len(request.tokens), size - 1
   if request.turn:
@@ -141,10 +141,10 @@ def check(request: Request, size: int, vocab_size: int) -> None:
     raise ValueError(
         f'prompt {name}: {num} tokens, {num - room} more than the capacity '
         f'of {size} allows (one new token must fit)')
-  bad = [i for i in request.tokens if not 0 <= i < vocab_size]
+  bad = [i for i in request.tokens if not 0 <= i < num_ids]
   if bad:
     raise ValueError(f'prompt {name}: token ids {bad[:5]}: must be in '
-                     f'[0, {vocab_size})')
+                     f'[0, {num_ids})')
 
 
 def bias_row(sampling: Sampling, vocab_size: int) -> np.ndarray:

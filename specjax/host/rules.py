@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from specjax import verify as rules
+from specjax.host import images
+from specjax.models import vq
 
 # Channels of the synthetic codebook: random vectors, for dry runs.
 _SYNTHETIC_CHANNELS = 8
@@ -22,10 +24,10 @@ def build(
 
   Args:
     verify: a rule's name, 'auto', `{'name': ..., **options}`, or a rule.
-    options: fields of the rule; also `codebook` (an .npy file of VQ vectors
-      [entries, channels], or 'synthetic': random ones for the whole
-      vocabulary) for 'lantern' and for 'grouped' with a `distance`, and
-      `head` (a .safetensors file) for 'judge'.
+    options: fields of the rule; also `codebook` (a tokenizer's folder, an
+      .npy file of VQ vectors [entries, channels], or 'synthetic': random ones
+      for the whole vocabulary) for 'lantern' and for 'grouped' with a
+      `distance`, and `head` (a .safetensors file) for 'judge'.
     vocab_size: V of the target.
 
   Raises:
@@ -74,6 +76,9 @@ def _codebook(source: str, vocab_size: int) -> np.ndarray:
     rng = np.random.default_rng(0)
     return rng.normal(size=(vocab_size, _SYNTHETIC_CHANNELS))
   path = pathlib.Path(source)
+  if path.is_dir():
+    # What the tokenizer looks up: rows of length 1.
+    return np.asarray(vq.unit(images.load_tokenizer(path).params['codebook']))
   if not path.is_file():
     raise ValueError(f'codebook={source!r}: no such file')
   try:

@@ -22,8 +22,8 @@ class Guided:
   Every row is fed twice: as it is, and with its condition replaced by the one
   that says nothing. The law is that of the raw logits
   `without + scale (with - without)`, before temperature and filters, so that
-  drafts are accepted by the guided law. Rows 2b and 2b + 1 of the cache are
-  the two views of row b: a pair stays on one device.
+  drafts are accepted by the guided law. The cache of row b holds both views,
+  so that a pair stays on one device.
 
   It is also the model of a `ChainLM` or `TreeLM`, whose drafts are then
   guided, too.
@@ -67,8 +67,8 @@ class Guided:
     return self.lm.vocab_size
 
   def empty(self, batch: int, capacity: int) -> Any:
-    """Returns a cache of 2B rows."""
-    return self.lm.empty(2 * batch, capacity)
+    """Returns a cache of B rows, two views each."""
+    return _split(self.lm.empty(2 * batch, capacity))
 
   def init(
       self, params: Models, state: SpecState, position: Array, fed: Array,
@@ -77,7 +77,7 @@ class Guided:
     """Feeds a chunk of the prompt to both views; taps are the first's."""
     both, found = self.lm.init(
         params, self._pairs(state), _twice(position), _twice(fed), taps)
-    return state.replace(target=both.target), _first(found)
+    return state.replace(target=_split(both.target)), _first(found)
 
   def raw(
       self, params: Models, state: SpecState, draft: Draft,
@@ -98,7 +98,7 @@ class Guided:
       depth = jnp.pad(jnp.atleast_2d(depth), ((0, 0), (1, 0)))
     step = (state.context.root - self.config.grid_prefix + 1)[:, None] + depth
     guided = self._combined(logits, self._scale(state, batch), step)
-    return guided, _first(found), state.replace(target=both.target)
+    return guided, _first(found), state.replace(target=_split(both.target))
 
   def score(
       self, params: Models, state: SpecState, draft: Draft,
@@ -115,23 +115,26 @@ class Guided:
       return state
     both = self.lm.commit(
         self._pairs(state), draft, verdict.replace(path=_twice(verdict.path)))
-    return state.replace(target=both.target)
+    return state.replace(target=_split(both.target))
 
   def extend(
       self, params: Any, state: Any, tokens: Array, base: Array, fed: Array
   ) -> tuple[Array, Any]:
     """As `CausalLM.extend`, guided; `params` are the bare model's."""
     logits, state = self.lm.extend(
-        params, state, self._views(tokens), _twice(base), _twice(fed))
+        params, _joined(state), self._views(tokens), _twice(base),
+        _twice(fed))
     step = base[:, None] + tokens.shape[1] - self.config.grid_prefix
-    return self._combined(logits[:, None], self.scale, step)[:, 0], state
+    guided = self._combined(logits[:, None], self.scale, step)[:, 0]
+    return guided, _split(state)
 
   def feed(
       self, params: Any, state: Any, tokens: Array, base: Array, fed: Array
   ) -> Any:
     """As `CausalLM.feed`."""
-    return self.lm.feed(
-        params, state, self._views(tokens), _twice(base), _twice(fed))
+    return _split(self.lm.feed(
+        params, _joined(state), self._views(tokens), _twice(base),
+        _twice(fed)))
 
   def grow(
       self, params: Any, state: Any, tokens: Array, base: Array,
@@ -144,10 +147,10 @@ class Guided:
     if entry_position is not None:
       entry_position = _twice(entry_position)
     logits, state = self.lm.grow(
-        params, state, self._views(tokens), _twice(base), _twice(position),
-        ancestors, entry_position, start)
+        params, _joined(state), self._views(tokens), _twice(base),
+        _twice(position), ancestors, entry_position, start)
     step = position + 1 - self.config.grid_prefix
-    return self._combined(logits, self.scale, step), state
+    return self._combined(logits, self.scale, step), _split(state)
 
   def _views(self, tokens: Array) -> Array:
     """Returns [2B,T]: tokens, and tokens that say nothing as a condition."""
@@ -164,7 +167,7 @@ class Guided:
       condition = jax.tree.map(_twice, condition)
       odd = jnp.arange(2 * context.length.shape[0]) % 2 == 1
       condition = {**condition, 'is_null': odd}
-    return state.replace(context=context.replace(
+    return state.replace(target=_joined(state.target), context=context.replace(
         tokens=self._views(context.tokens), length=_twice(context.length),
         condition=condition))
 
@@ -187,6 +190,16 @@ class Guided:
 def _twice(x: Array) -> Array:
   """Returns [2B,...]: each row and its copy."""
   return jnp.repeat(x, 2, axis=0)
+
+
+def _split(state: Any) -> Any:
+  """Returns [B,2,...] of [2B,...], whose pairs are neighbours."""
+  return jax.tree.map(lambda x: x.reshape((-1, 2) + x.shape[1:]), state)
+
+
+def _joined(state: Any) -> Any:
+  """Returns [2B,...] of [B,2,...]."""
+  return jax.tree.map(lambda x: x.reshape((-1,) + x.shape[2:]), state)
 
 
 def _first(taps: dict[str, Array]) -> dict[str, Array]:

@@ -159,7 +159,7 @@ def test_figures_are_those_of_the_record():
     if len(cells) != 5 or not cells[1][:1].isdigit():
       continue
     name = names.get(cells[0]) or cells[0].replace(
-        'chain of', 'chain').replace('tree of', 'grown')
+        'chain of', 'chain').replace('tree of', 'grown').replace(',', '')
     row = record['sections']['T=0'][name]
     for cell, key in zip(cells[1:], (
         'tau', 'tau_before_repetition', 'round_over_plain_step', 'speedup'),

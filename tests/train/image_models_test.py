@@ -10,10 +10,10 @@ import jax
 import numpy as np
 import pytest
 
-from configs import image_ar_cifar10, vq_cifar10
+from configs import image_ar_cifar10, sample_image, vq_cifar10
 from specjax.data.images import Images
 from specjax.eval import pictures
-from specjax.host import images
+from specjax.host import image_sampling, images
 from specjax.io.errors import FormatError
 from specjax.models.vq import VQConfig
 from train import image_ar, image_data, vq
@@ -22,10 +22,10 @@ from train.checkpoints import Checkpoints
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def program(name, config, out, *flags):
-  """Runs a training script; returns what it wrote to stderr."""
+def program(name, config, out, *flags, package='train'):
+  """Runs a script; returns what it wrote to stderr."""
   done = subprocess.run(
-      [sys.executable, '-m', f'train.{name}', '--config', config, '--out',
+      [sys.executable, '-m', f'{package}.{name}', '--config', config, '--out',
        str(out), *flags],
       cwd=ROOT, env=dict(os.environ, PYTHONPATH=str(ROOT)), timeout=600,
       capture_output=True, text=True)
@@ -67,6 +67,39 @@ def test_what_the_commands_leave(trained):
       ids[50:], tokenizer.encode(data.test.images[50:]))
   again = tokenizer.decode(ids)
   assert again.dtype == np.uint8 and again.shape == data.test.images.shape
+
+
+@pytest.mark.parametrize('rule', ['auto', 'lantern'])
+def test_images_are_sampled(trained, tmp_path, rule):
+  flags = [] if rule == 'auto' else [
+      '--config.verify=lantern', '--config.verify_options.delta=0.3',
+      '--config.verify_options.num_neighbours=5',
+      f'--config.verify_options.codebook={trained / "vq" / "tokenizer"}']
+  program(
+      'sample', 'configs/sample_image.py', tmp_path,
+      f'--config.target={trained / "lm" / "model"}',
+      f'--config.images.tokenizer={trained / "vq" / "tokenizer"}',
+      '--config.images.per_class=2', "--config.images.classes=('b', 'c')",
+      *flags, package='specjax')
+  rows = [json.loads(line) for line in (
+      tmp_path / 'samples.jsonl').read_text().splitlines()]
+  assert len(rows) == 4
+  assert all(len(r['tokens']) == 64 and max(r['tokens']) < 16 for r in rows)
+  summary = json.loads((tmp_path / 'summary.json').read_text())
+  # A decoder that knows little: its law hardly changes, so Jacobi's drafts fit.
+  assert summary['mean_acceptance_length'] > 3
+  assert (summary['one_step_tv'] > 0) == (rule == 'lantern')
+  for name in ('samples.png', 'acceptance.png'):
+    assert (tmp_path / name).stat().st_size > 1000
+
+
+def test_where_drafts_were_accepted():
+  class One:
+    tokens, step_lengths = (0,) * 6, (1, 3, 2)
+  class Two:
+    tokens, step_lengths = (0,) * 6, (4, 2)
+  np.testing.assert_array_equal(
+      image_sampling.accepted([One, Two]), [.5, 1, 1, 0, 1, 0])
 
 
 @pytest.mark.parametrize('which', ['vq', 'image_ar'])
@@ -115,6 +148,20 @@ def test_bad_input(trained, tmp_path):
     tokenizer.decode(np.full((1, 4, 4), 16))
   with pytest.raises(FormatError, match='specjax-image-lm'):
     images.load_lm(trained / 'vq' / 'tokenizer')
+  asked = sample_image.get_config()
+  for name, value, said in (
+      (None, None, 'give the folders'), ('classes', ('x',), "'x' is unknown"),
+      ('per_class', 0, 'must be >= 1')):
+    if name is None:
+      with pytest.raises(ValueError, match=said):
+        image_sampling.prepare(asked, None, True)
+      asked.target = str(trained / 'lm' / 'model')
+      asked.images.tokenizer = str(trained / 'vq' / 'tokenizer')
+      continue
+    wrong = asked.copy_and_resolve_references()
+    wrong.images[name] = value
+    with pytest.raises(ValueError, match=said):
+      image_sampling.prepare(wrong, None, True)
   with pytest.raises(FormatError, match='specjax-vq'):
     images.load_tokenizer(tmp_path)
   config = VQConfig(num_codes=9, code_dim=4, channels=8, multipliers=(1, 2),

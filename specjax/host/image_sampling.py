@@ -1,0 +1,102 @@
+"""Images through `specjax.sample`: classes in, pictures out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from specjax.eval import pictures
+from specjax.host import cli, images
+from specjax.host.load import Model
+from specjax.host.requests import Result
+from specjax.models.guided import Guided
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+  """What is to be drawn, and how codes become pixels.
+
+  Attributes:
+    tokenizer: of the codes. grid: rows and columns of codes an image.
+    names: of the classes asked for, one a row of the figure.
+    per_class: images of each.
+  """
+
+  tokenizer: images.Tokenizer
+  grid: tuple[int, int]
+  names: tuple[str, ...]
+  per_class: int
+
+  @property
+  def length(self) -> int:
+    """Codes of an image."""
+    return self.grid[0] * self.grid[1]
+
+  def draw(self, results: Sequence[Result], out: Path) -> None:
+    """Writes `samples.png` and `acceptance.png` to a folder."""
+    codes = np.stack([r.tokens for r in results]).reshape(-1, *self.grid)
+    pictures.grid(
+        self.tokenizer.decode(codes), out / 'samples.png',
+        columns=self.per_class, rows=self.names)
+    pictures.heat_map(
+        accepted(results).reshape(self.grid), out / 'acceptance.png',
+        'Share of accepted drafts (others: drawn by the target)')
+
+
+def prepare(
+    config: Any, mesh: Any, quiet: bool
+) -> tuple[Model, list[list[int]], Pictures]:
+  """Loads what `config.images` asks for.
+
+  Returns:
+    `(model, prompts, pictures)`; with guidance, the model is guided.
+
+  Raises:
+    ValueError: unknown classes, no tokenizer, or one of other codes.
+  """
+  section = config.images
+  if section.tokenizer is None or config.target is None:
+    raise ValueError('config.target and config.images.tokenizer: give the '
+                     'folders that train.image_ar and train.vq wrote')
+  if mesh is not None:
+    raise ValueError('config.mesh: images are decoded on one device')
+  model, facts = images.load_lm(config.target, dtype=config.dtype)
+  tokenizer = images.load_tokenizer(section.tokenizer)
+  if tokenizer.config.num_codes != model.vocab_size:
+    raise ValueError(
+        f'config.images.tokenizer={section.tokenizer} has '
+        f'{tokenizer.config.num_codes} codes, {config.target} '
+        f'{model.vocab_size}')
+  known = facts['data']['classes']
+  wanted = tuple(section.classes or known)
+  for name in wanted:
+    if name not in known:
+      raise ValueError(f'config.images.classes: {name!r} is unknown; known '
+                       f'are {", ".join(known)}')
+  if section.per_class < 1:
+    raise ValueError(
+        f'config.images.per_class={section.per_class}: must be >= 1')
+  if section.guidance != 1 or section.guided_steps is not None:
+    model = dataclasses.replace(
+        model, lm=Guided(model.lm, section.guidance, section.guided_steps))
+  prompts = [
+      [model.vocab_size + known.index(name)]
+      for name in wanted for _ in range(section.per_class)]
+  found = Pictures(tokenizer, tuple(facts['grid']), wanted, section.per_class)
+  cli.note(f'{len(prompts)} images of {found.length} codes', quiet)
+  return model, prompts, found
+
+
+def accepted(results: Sequence[Result]) -> np.ndarray:
+  """Returns f64[T]: how often the token at a place was an accepted draft."""
+  shares = np.zeros(len(results[0].tokens))
+  for result in results:
+    drawn = np.cumsum(result.step_lengths) - 1  # the last of every round
+    mask = np.ones(len(result.tokens), bool)
+    mask[drawn[drawn < len(mask)]] = False
+    shares += mask
+  return shares / len(results)
