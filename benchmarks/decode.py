@@ -28,7 +28,7 @@ from specjax.drafters import Lookup, Null
 from specjax.host import tiny
 from specjax.host.load import random_model
 from specjax.models.attention import Block
-from specjax.models.transformer import TransformerConfig
+from specjax.models.transformer_config import TransformerConfig
 
 
 @dataclasses.dataclass(frozen=True)

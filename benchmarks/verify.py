@@ -27,7 +27,7 @@ from specjax.core import law as law_lib
 from specjax.core import pipeline, topologies, tree, types
 from specjax.core.types import Context, Draft, Models, Options, Scores
 from specjax.host.load import random_model
-from specjax.models.transformer import TransformerConfig
+from specjax.models.transformer_config import TransformerConfig
 
 # Acceptance of the k-th child, roughly that of a good drafter.
 _RANKS = (0.6, 0.15, 0.07, 0.04)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
   from specjax.host.results import Results
   from specjax.io.options import Sampling
   from specjax.io.prompts import Prompt
-  from specjax.models.transformer import TransformerConfig
+  from specjax.models.transformer_config import TransformerConfig
 
 # Loaded on first use: who decodes on a bare machine does without tokenizers
 # and file formats.

@@ -181,6 +181,7 @@ def test_gap(tmp_path):
   assert found['largest'][0] < 1e-5
 
 
+@pytest.mark.reference
 def test_qwen_beside_transformers(tmp_path):
   pytest.importorskip('transformers')
   out = tmp_path / 'qwen.json'
@@ -197,6 +198,7 @@ def test_qwen_beside_transformers(tmp_path):
   assert all(row['ms_a_token'] > 0 for row in theirs.values())
 
 
+@pytest.mark.reference
 @pytest.mark.parametrize('bias', [False, True])
 def test_transformers_gets_the_same_network(bias):
   torch = pytest.importorskip('torch')

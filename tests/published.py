@@ -20,7 +20,7 @@ from specjax.models.block_drafter import BlockConfig
 from specjax.models.eagle import EagleConfig
 from specjax.models.interchange import Drafter, Target
 from specjax.models.medusa import HeadsConfig
-from specjax.models.transformer import TransformerConfig
+from specjax.models.transformer_config import TransformerConfig
 from tests import tiny
 
 CONFIG = tiny.CONFIGS['llama']

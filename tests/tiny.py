@@ -10,7 +10,7 @@ import numpy as np
 
 from specjax.models import transformer, weights
 from specjax.models.attention import Block
-from specjax.models.transformer import TransformerConfig
+from specjax.models.transformer_config import TransformerConfig
 
 VOCAB, WINDOW, CHUNK = 31, 5, 9
 

@@ -62,7 +62,7 @@ class Conversation:
   @property
   def said_by_users(self) -> tuple[str, ...]:
     """All user turns, or the prompt; empty for a tokenised row."""
-    said = () if self.text is None else (self.text,)
+    said: tuple[str, ...] = () if self.text is None else (self.text,)
     said += tuple(m['content'] for m in self.messages or ()
                   if m['role'] == 'user')
     return said + self.later

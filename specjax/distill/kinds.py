@@ -26,7 +26,7 @@ from specjax.models.eagle import EagleConfig
 from specjax.models.eagle_model import EagleModel
 from specjax.models.medusa import HeadsModel
 from specjax.models.small_lm import SmallLMConfig, SmallLMModel
-from specjax.models.transformer import TransformerConfig
+from specjax.models.transformer_config import TransformerConfig
 
 Values = Mapping[str, Any]
 

@@ -12,7 +12,7 @@ import optax
 from specjax.models import weights
 from specjax.models.attention import Block
 from specjax.models.image_lm import ImageLM
-from specjax.models.transformer import TransformerConfig
+from specjax.models.transformer_config import TransformerConfig
 
 Array = jax.Array
 

@@ -68,7 +68,8 @@ class VQObjective:
     """
     del key
     image = vq.to_float(batch['image'])
-    out = VQ(self.config).apply({'params': net}, image)
+    model: Any = VQ(self.config)
+    out = model.apply({'params': net}, image)
     gap = out.image - image
     square = jnp.mean(gap * gap)
     loss = self.l1 * jnp.mean(jnp.abs(gap)) + self.l2 * square

@@ -41,7 +41,7 @@ from specjax.drafters import (
 from specjax.drafters.copying import Copying
 from specjax.models import weights
 from specjax.models.causal import CausalLM
-from specjax.models.transformer import TransformerConfig
+from specjax.models.transformer_config import TransformerConfig
 from specjax.verify import Speculative
 
 _VOCAB = 4

@@ -81,8 +81,8 @@ def prepare(
     raise ValueError(
         f'config.images.per_class={section.per_class}: must be >= 1')
   if section.guidance != 1 or section.guided_steps is not None:
-    model = dataclasses.replace(
-        model, lm=Guided(model.lm, section.guidance, section.guided_steps))
+    guided: Any = Guided(model.lm, section.guidance, section.guided_steps)
+    model = dataclasses.replace(model, lm=guided)
   prompts = [
       [model.vocab_size + known.index(name)]
       for name in wanted for _ in range(section.per_class)]

@@ -17,7 +17,7 @@ from specjax.io import forms, output, safetensors
 from specjax.io.errors import FormatError
 from specjax.models import vq, weights
 from specjax.models.image_lm import ImageLM
-from specjax.models.transformer import TransformerConfig
+from specjax.models.transformer_config import TransformerConfig
 from specjax.models.vq import VQ, VQConfig
 
 Array = jax.Array
@@ -84,7 +84,8 @@ class Tokenizer:
 def _apply(config: VQConfig, method: str, params: Any, x: Array) -> Array:
   if method == 'tokens':
     x = vq.to_float(x)
-  out = VQ(config).apply({'params': params}, x, method=method)
+  model: Any = VQ(config)
+  out = model.apply({'params': params}, x, method=method)
   return vq.to_bytes(out) if method == 'decode' else out
 
 

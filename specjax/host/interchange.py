@@ -31,7 +31,7 @@ from specjax.models.block_drafter import BlockConfig
 from specjax.models.eagle import EagleConfig
 from specjax.models.interchange import Drafter, File, Target
 from specjax.models.medusa import HeadsConfig
-from specjax.models.transformer import TransformerConfig
+from specjax.models.transformer_config import TransformerConfig
 from specjax.parallel import rules
 
 _SOURCES: dict[Any, Any] = {

@@ -22,7 +22,8 @@ class Model:
 
   Attributes:
     name: the source it was loaded from.
-    lm: the pure functions (a `Target`, and the model of a `ChainLM`).
+    lm: the pure functions (a `Target`, and the model of a `ChainLM`); of an
+      image model with guidance, a `Guided` in its place.
     params: parameters, on the devices.
     tokenizer: or None for a model without text.
     eos: end tokens.

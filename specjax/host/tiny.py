@@ -7,7 +7,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from specjax.host.load import Model, random_model
 from specjax.io.tokenizer import Tokenizer
-from specjax.models.transformer import TransformerConfig
+from specjax.models.transformer_config import TransformerConfig
 
 _TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}\n"

@@ -13,7 +13,7 @@ from typing import Any
 from specjax.io.errors import FormatError
 from specjax.models import rope
 from specjax.models.config_gguf import DTYPES, check_dtype, from_gguf, need
-from specjax.models.transformer import TransformerConfig
+from specjax.models.transformer_config import TransformerConfig
 
 __all__ = ('DTYPES', 'from_gguf', 'from_hf')
 

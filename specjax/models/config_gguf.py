@@ -10,7 +10,7 @@ import numpy as np
 
 from specjax.io.errors import FormatError
 from specjax.models import rope
-from specjax.models.transformer import TransformerConfig
+from specjax.models.transformer_config import TransformerConfig
 
 DTYPES = ('float32', 'bfloat16', 'float16')
 

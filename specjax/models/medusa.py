@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from specjax.models import draft_vocab, weights
-from specjax.models.transformer import TransformerConfig, declare
+from specjax.models.transformer import declare
+from specjax.models.transformer_config import TransformerConfig
 
 Array = jax.Array
 

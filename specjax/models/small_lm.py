@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from specjax.models import draft_vocab, transformer, weights
 from specjax.models.attention import Block
-from specjax.models.transformer import TransformerConfig
+from specjax.models.transformer_config import TransformerConfig
 from specjax.models.trimmed import TrimmedLM
 
 Array = jax.Array

@@ -17,7 +17,7 @@ from specjax.models.eagle_model import EagleModel
 from specjax.models.medusa import HeadsConfig, HeadsModel
 from specjax.models.rope import RopeScaling
 from specjax.models.small_lm import SmallLMConfig, SmallLMModel
-from specjax.models.transformer import TransformerConfig
+from specjax.models.transformer_config import TransformerConfig
 
 # Name -> config, model, initialiser.
 _FAMILIES: dict[str, tuple[Any, Any, Any]] = {

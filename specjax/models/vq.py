@@ -2,7 +2,7 @@
 
 Images are float32[B,H,W,3] in [-1, 1]; tokens are int32[B,h,w], one for every
 `factor` x `factor` pixels. Modules are named as LlamaGen's, whose checkpoints
-`from_llamagen` reads.
+`vq_weights` reads.
 
 Reference: Sun et al. 2024, arXiv:2406.06525, after Esser et al. 2021,
 arXiv:2012.09841, and Yu et al. 2021, arXiv:2110.04627 (normalised codes).
@@ -10,25 +10,14 @@ arXiv:2012.09841, and Yu et al. 2021, arXiv:2110.04627 (normalised codes).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 import dataclasses
-import re
 from typing import Any, NamedTuple
 
 from flax import linen as nn
-from flax import traverse_util
 import jax
 import jax.numpy as jnp
-import numpy as np
-
-from specjax.io.errors import FormatError
 
 Array = jax.Array
-
-# Buffers of published checkpoints that are not weights.
-_IGNORED = re.compile(r'codebook_used$')
-_DIGITS = re.compile(r'_(\d+)(?=/|$)')
-
 
 def groups(channels: int) -> int:
   """Returns the groups of a norm over this many channels."""
@@ -317,54 +306,3 @@ def init(config: VQConfig, key: Array) -> Any:
 def abstract(config: VQConfig) -> Any:
   """Returns the parameter tree with `jax.ShapeDtypeStruct` leaves."""
   return jax.eval_shape(lambda key: init(config, key), jax.random.key(0))
-
-
-def to_llamagen(params: Any) -> dict[str, np.ndarray]:
-  """Returns tensors as LlamaGen names and lays them out."""
-  tensors = {}
-  for path, value in traverse_util.flatten_dict(params, sep='/').items():
-    name = _official(path)
-    x = np.asarray(value)
-    tensors[name] = x.transpose(3, 2, 0, 1) if x.ndim == 4 else x
-  return tensors
-
-
-def from_llamagen(
-    config: VQConfig, tensors: Mapping[str, np.ndarray]
-) -> Any:
-  """Returns the parameters of a published checkpoint.
-
-  Args:
-    config: the shape that is expected.
-    tensors: by published name, convolutions as (out, in, height, width).
-
-  Raises:
-    FormatError: tensors that are missing, left over, or of another shape; the
-      message names them.
-  """
-  like = traverse_util.flatten_dict(abstract(config), sep='/')
-  names = {_official(path): path for path in like}
-  spare = [n for n in tensors if n not in names and not _IGNORED.search(n)]
-  missing = [n for n in names if n not in tensors]
-  if spare or missing:
-    raise FormatError(
-        f'missing tensors: {", ".join(sorted(missing)[:5]) or "none"}; '
-        f'without a place: {", ".join(sorted(spare)[:5]) or "none"}')
-  flat = {}
-  for name, path in names.items():
-    x = np.asarray(tensors[name], np.float32)
-    x = x.transpose(2, 3, 1, 0) if x.ndim == 4 else x
-    if x.shape != like[path].shape:
-      raise FormatError(
-          f'tensor {name!r} has shape {tensors[name].shape}: not of a '
-          f'tokenizer with {config}')
-    flat[path] = jnp.asarray(x)
-  return traverse_util.unflatten_dict(flat, sep='/')
-
-
-def _official(path: str) -> str:
-  """Returns the published name of one of our parameters."""
-  if path == 'codebook':
-    return 'quantize.embedding.weight'
-  name = _DIGITS.sub(r'.\1', path).replace('/', '.')
-  return re.sub(r'\.(kernel|scale)$', '.weight', name)

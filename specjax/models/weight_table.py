@@ -13,7 +13,7 @@ import dataclasses
 import numpy as np
 
 from specjax.io.errors import FormatError
-from specjax.models.transformer import TransformerConfig
+from specjax.models.transformer_config import TransformerConfig
 
 Path = tuple[str, ...]
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from specjax.io.errors import FormatError
 from specjax.models import image_lm, transformer, weight_table
-from specjax.models.transformer import TransformerConfig
+from specjax.models.transformer_config import TransformerConfig
 from specjax.models.weight_table import Part, Path
 
 Array = jax.Array

@@ -20,7 +20,7 @@ from specjax.drafters import Adaptive, ChainLM, Lookup, Null
 from specjax.models import weights
 from specjax.models.attention import Block as Slots
 from specjax.models.causal import CausalLM
-from specjax.models.transformer import TransformerConfig
+from specjax.models.transformer_config import TransformerConfig
 from specjax.verify import Block, Match, Speculative
 
 CONFIG = TransformerConfig(

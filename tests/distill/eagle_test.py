@@ -17,7 +17,7 @@ from specjax.distill.task import Objective
 from specjax.models.causal import CausalLM
 from specjax.models.eagle import EagleConfig
 from specjax.models.eagle_model import EagleModel
-from specjax.models.transformer import TransformerConfig
+from specjax.models.transformer_config import TransformerConfig
 from tests import tiny, training
 
 CONFIG = tiny.CONFIGS['llama']

@@ -30,7 +30,7 @@ from specjax.drafters.copying import Copying
 from specjax.models.block_drafter import BlockConfig
 from specjax.models.block_model import BlockModel
 from specjax.models.causal import CausalLM
-from specjax.models.transformer import TransformerConfig
+from specjax.models.transformer_config import TransformerConfig
 from specjax.verify import Greedy, Speculative
 from tests import tiny
 

@@ -24,7 +24,7 @@ from specjax.drafters import Adaptive, ChainLM, GrownLM, Null, TreeLM
 from specjax.models.causal import CausalLM
 from specjax.models.eagle import EagleConfig
 from specjax.models.eagle_model import EagleModel
-from specjax.models.transformer import TransformerConfig
+from specjax.models.transformer_config import TransformerConfig
 from specjax.verify import Greedy, Speculative
 from tests import tiny
 

@@ -284,6 +284,7 @@ def test_a_published_drafter_decodes(tmp_path, name):
   assert [r.tokens for r in drafted] == [r.tokens for r in plain]
 
 
+@pytest.mark.reference
 def test_torch_files_are_read(tmp_path):
   torch = pytest.importorskip('torch')
   folder = write(tmp_path, 'eagle3')

@@ -18,7 +18,7 @@ from specjax.models.eagle import EagleConfig
 from specjax.models.eagle_model import EagleModel
 from specjax.models.medusa import HeadsModel, for_target
 from specjax.models.small_lm import SmallLMConfig, SmallLMModel
-from specjax.models.transformer import TransformerConfig
+from specjax.models.transformer_config import TransformerConfig
 from tests import tiny
 
 VOCAB = tiny.VOCAB

@@ -13,7 +13,7 @@ import pytest
 from specjax.models import eagle, rope
 from specjax.models.eagle import EagleConfig
 from specjax.models.eagle_model import EagleModel
-from specjax.models.transformer import TransformerConfig
+from specjax.models.transformer_config import TransformerConfig
 from tests import tiny
 
 CONFIG = tiny.CONFIGS['llama']

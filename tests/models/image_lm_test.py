@@ -1,7 +1,6 @@
-"""LlamaGen's decoder against a plain one in torch, and guidance by hand."""
+"""LlamaGen's decoder against a plain one in numpy, and guidance by hand."""
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +18,6 @@ from specjax.models.image_lm import ImageLM
 from specjax.verify import Greedy, Speculative
 from tests import tiny
 
-torch = pytest.importorskip('torch')
-
 WIDTH, CODES, CLASSES = 4, 23, 3
 CLASS = image_lm.shape(2, 2, 32, grid_width=WIDTH, vocab_size=CODES,
                        num_classes=CLASSES)
@@ -28,72 +25,74 @@ CAPTION = image_lm.shape(2, 2, 32, grid_width=WIDTH, vocab_size=CODES,
                          num_classes=None, caption=(5, 12))
 
 
-def official(config, tensors, tokens, cells, hidden=None, mask=None):
+def softmax(x):
+  x = np.exp(x - x.max(-1, keepdims=True))
+  return x / x.sum(-1, keepdims=True)
+
+
+def official(config, w, tokens, cells, hidden, mask=None):
   """Returns logits [T,V] of one text, in the published layout of weights.
 
   Args:
-    config: the shape. tensors: by published names.
-    tokens: ids of the image. cells: of all places, -1 for the prefix.
+    config: the shape. w: tensors by published names.
+    tokens: ids of the image. cells: of all places, negative in the prefix.
     hidden: [P,D], the prefix. mask: bool[T,T], what each place sees.
   """
-  c, w = config, {k: torch.tensor(v) for k, v in tensors.items()}
-  x = torch.cat([hidden, w['tok_embeddings.weight'][tokens]])
-  half = c.head_dim // 2
-  inv = 1 / (10000.0 ** (torch.arange(0, half, 2).double() / half))
-  place = torch.stack([cells // c.grid_width, cells % c.grid_width], -1)
-  angle = (place[..., None].double() * inv).reshape(len(cells), half)
-  turn = torch.stack([angle.cos(), angle.sin()], -1).float()
-  turn = torch.where((cells >= 0)[:, None, None], turn, 0.0)
+  c = config
+  x = np.concatenate([hidden, w['tok_embeddings.weight'][tokens]])
+  half, size = c.head_dim // 2, len(x)
+  inv = 1 / 10000.0 ** (np.arange(0, half, 2) / half)
+  place = np.stack([cells // c.grid_width, cells % c.grid_width], -1)
+  angle = (place[..., None] * inv).reshape(size, 1, half)
+  cos, sin = (np.where((cells >= 0)[:, None, None], f(angle), 0.0)
+              for f in (np.cos, np.sin))
 
   def norm(x, name):
-    scale = torch.rsqrt((x * x).mean(-1, keepdim=True) + 1e-5)
-    return x * scale * w[f'{name}.weight']
+    power = np.mean(x * x, axis=-1, keepdims=True)
+    return x / np.sqrt(power + 1e-5) * w[f'{name}.weight']
 
   def rotate(x):  # [T,heads,H], pairs side by side
-    a, b = x.reshape(*x.shape[:2], -1, 2).unbind(-1)
-    cos, sin = turn[:, None].unbind(-1)
-    return torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(2)
+    a, b = x[..., ::2], x[..., 1::2]
+    return np.stack([a * cos - b * sin, b * cos + a * sin], -1).reshape(
+        x.shape)
 
-  seen = torch.tril(torch.ones(len(x), len(x), dtype=bool))
+  seen = np.tril(np.ones((size, size), bool))
   if mask is not None:
     seen &= mask
   for i in range(c.num_layers):
     at = f'layers.{i}.'
     h = norm(x, at + 'attention_norm') @ w[at + 'attention.wqkv.weight'].T
-    q, k, v = (t.reshape(len(x), c.num_heads, -1) for t in h.chunk(3, -1))
-    scores = torch.einsum('qhd,khd->hqk', rotate(q), rotate(k))
-    scores = (scores / math.sqrt(c.head_dim)).masked_fill(~seen, -torch.inf)
-    h = torch.einsum('hqk,khd->qhd', scores.softmax(-1), v).flatten(1)
+    q, k, v = (t.reshape(size, c.num_heads, -1) for t in np.split(h, 3, -1))
+    scores = np.einsum('qhd,khd->hqk', rotate(q), rotate(k))
+    scores = np.where(seen, scores / np.sqrt(c.head_dim), -np.inf)
+    h = np.einsum('hqk,khd->qhd', softmax(scores), v).reshape(size, -1)
     x = x + h @ w[at + 'attention.wo.weight'].T
     h = norm(x, at + 'ffn_norm')
-    h = torch.nn.functional.silu(
-        h @ w[at + 'feed_forward.w1.weight'].T) * (
-            h @ w[at + 'feed_forward.w3.weight'].T)
+    gate = h @ w[at + 'feed_forward.w1.weight'].T
+    h = gate / (1 + np.exp(-gate)) * (h @ w[at + 'feed_forward.w3.weight'].T)
     x = x + h @ w[at + 'feed_forward.w2.weight'].T
-  return (norm(x, 'norm') @ w['output.weight'].T).numpy()
+  return norm(x, 'norm') @ w['output.weight'].T
 
 
-def of_class(config, tensors, tokens, label):
-  table = torch.tensor(tensors['cls_embedding.embedding_table.weight'])
-  cells = torch.tensor([-1, *range(len(tokens))])
-  return official(config, tensors, tokens, cells, hidden=table[[label]])
+def of_class(config, w, tokens, label):
+  cells = np.arange(-1, len(tokens))
+  hidden = w['cls_embedding.embedding_table.weight'][[label]]
+  return official(config, w, tokens, cells, hidden)
 
 
-def of_caption(config, tensors, tokens, features, length, is_null=False):
+def of_caption(config, w, tokens, features, length, is_null=False):
   """The caption is padded on its left; its columns are not seen."""
-  w = {k: torch.tensor(v) for k, v in tensors.items()}
   prefix = config.grid_prefix
-  f = torch.tensor(features)
   if is_null:
-    f = w['cls_embedding.uncond_embedding']
-  h = torch.nn.functional.gelu(
-      f @ w['cls_embedding.cap_proj.fc1.weight'].T, approximate='tanh')
+    features = w['cls_embedding.uncond_embedding']
+  h = features @ w['cls_embedding.cap_proj.fc1.weight'].T
+  h = h / 2 * (1 + np.tanh(
+      np.sqrt(2 / np.pi) * (h + 0.044715 * h ** 3)))
   h = h @ w['cls_embedding.cap_proj.fc2.weight'].T
   size = prefix + len(tokens)
-  mask = (torch.arange(size) >= prefix - length)[None].repeat(size, 1)
-  mask |= torch.eye(size, dtype=bool)
-  cells = torch.arange(size) - prefix
-  return official(config, tensors, tokens, cells.clamp(min=-1), h, mask)
+  mask = np.arange(size)[None] >= prefix - length
+  mask = mask | np.eye(size, dtype=bool)
+  return official(config, w, tokens, np.arange(size) - prefix, h, mask)
 
 
 def raw(lm, params, tokens, condition=None):

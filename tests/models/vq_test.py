@@ -1,4 +1,4 @@
-"""The image tokenizer against the published architecture in torch."""
+"""The image tokenizer against the published architecture in numpy."""
 
 import dataclasses
 
@@ -8,11 +8,8 @@ import numpy as np
 import pytest
 
 from specjax.io.errors import FormatError
-from specjax.models import vq
+from specjax.models import vq, vq_weights
 from specjax.models.vq import VQ, VQConfig
-
-torch = pytest.importorskip('torch')
-F = torch.nn.functional
 
 SMALL = VQConfig(num_codes=29, code_dim=4, channels=8, multipliers=(1, 2),
                  num_res_blocks=1, latent_dim=6)
@@ -27,36 +24,47 @@ def weights(config, seed=0):
                       vq.abstract(config))
 
 
+def silu(x):
+  return x / (1 + np.exp(-x))
+
+
 class Official:
-  """LlamaGen's tokenizer, written from its tensors' names."""
+  """LlamaGen's tokenizer, written from its tensors' names, [C,H,W] each."""
 
   def __init__(self, config, tensors):
-    self.c = config
-    self.w = {k: torch.tensor(v) for k, v in tensors.items()}
+    self.c, self.w = config, tensors
 
-  def conv(self, x, name, **kwargs):
+  def conv(self, x, name, stride=1, pad=None):
     kernel = self.w[f'{name}.weight']
-    kwargs.setdefault('padding', kernel.shape[-1] // 2)
-    return F.conv2d(x, kernel, self.w[f'{name}.bias'], **kwargs)
+    if pad is None:
+      pad = ((0, 0), *((size // 2,) * 2 for size in kernel.shape[2:]))
+    views = np.lib.stride_tricks.sliding_window_view(
+        np.pad(x, pad), kernel.shape[2:], (1, 2))[:, ::stride, ::stride]
+    found = np.einsum('ihwab,oiab->ohw', views, kernel)
+    return found + self.w[f'{name}.bias'][:, None, None]
 
   def norm(self, x, name):
-    return F.group_norm(
-        x, min(32, x.shape[1]), self.w[f'{name}.weight'],
-        self.w[f'{name}.bias'], 1e-6)
+    parts = x.reshape(min(32, len(x)), -1)
+    parts = parts - parts.mean(1, keepdims=True)
+    parts = parts / np.sqrt((parts ** 2).mean(1, keepdims=True) + 1e-6)
+    return (parts.reshape(x.shape) * self.w[f'{name}.weight'][:, None, None]
+            + self.w[f'{name}.bias'][:, None, None])
 
   def res(self, x, name):
-    h = self.conv(F.silu(self.norm(x, f'{name}.norm1')), f'{name}.conv1')
-    h = self.conv(F.silu(self.norm(h, f'{name}.norm2')), f'{name}.conv2')
+    h = self.conv(silu(self.norm(x, f'{name}.norm1')), f'{name}.conv1')
+    h = self.conv(silu(self.norm(h, f'{name}.norm2')), f'{name}.conv2')
     if f'{name}.nin_shortcut.weight' in self.w:
       x = self.conv(x, f'{name}.nin_shortcut')
     return x + h
 
   def attend(self, x, name):
     h = self.norm(x, f'{name}.norm')
-    q, k, v = (self.conv(h, f'{name}.{n}').flatten(2) for n in 'qkv')
-    share = (q.mT @ k * x.shape[1] ** -0.5).softmax(-1)
-    return x + self.conv(
-        (v @ share.mT).reshape(x.shape), f'{name}.proj_out')
+    q, k, v = (self.conv(h, f'{name}.{n}').reshape(len(x), -1)
+               for n in 'qkv')
+    scores = q.T @ k * len(x) ** -0.5
+    share = np.exp(scores - scores.max(1, keepdims=True))
+    share /= share.sum(1, keepdims=True)
+    return x + self.conv((v @ share.T).reshape(x.shape), f'{name}.proj_out')
 
   def level(self, x, name, blocks):
     for i in range(blocks):
@@ -64,11 +72,10 @@ class Official:
       if f'{name}.attn.{i}.q.weight' in self.w:
         x = self.attend(x, f'{name}.attn.{i}')
     if f'{name}.downsample.conv.weight' in self.w:
-      x = self.conv(F.pad(x, (0, 1, 0, 1)), f'{name}.downsample.conv',
-                    stride=2, padding=0)
+      x = self.conv(x, f'{name}.downsample.conv', 2,
+                    ((0, 0), (0, 1), (0, 1)))
     if f'{name}.upsample.conv.weight' in self.w:
-      x = F.interpolate(x, scale_factor=2.0, mode='nearest')
-      x = self.conv(x, f'{name}.upsample.conv')
+      x = self.conv(x.repeat(2, 1).repeat(2, 2), f'{name}.upsample.conv')
     return x
 
   def middle(self, x, name):
@@ -76,25 +83,26 @@ class Official:
     return self.res(x, f'{name}.mid.2')
 
   def codes(self):
-    return F.normalize(self.w['quantize.embedding.weight'], dim=-1)
+    book = self.w['quantize.embedding.weight']
+    return book / np.linalg.norm(book, axis=-1, keepdims=True)
 
   def encode(self, image):
     x = self.conv(image, 'encoder.conv_in')
     for i in range(len(self.c.multipliers)):
       x = self.level(x, f'encoder.conv_blocks.{i}', self.c.num_res_blocks)
-    x = F.silu(self.norm(self.middle(x, 'encoder'), 'encoder.norm_out'))
+    x = silu(self.norm(self.middle(x, 'encoder'), 'encoder.norm_out'))
     x = self.conv(self.conv(x, 'encoder.conv_out'), 'quant_conv')
-    x = F.normalize(x, dim=1).movedim(1, -1)
+    x = np.moveaxis(x / np.linalg.norm(x, axis=0), 0, -1)
     return (x @ self.codes().T).argmax(-1), x
 
   def decode(self, ids):
-    x = self.codes()[ids].movedim(-1, 1)
+    x = np.moveaxis(self.codes()[ids], -1, 0)
     x = self.conv(self.conv(x, 'post_quant_conv'), 'decoder.conv_in')
     x = self.middle(x, 'decoder')
     for i in range(len(self.c.multipliers)):
       x = self.level(x, f'decoder.conv_blocks.{i}', self.c.num_res_blocks + 1)
-    x = F.silu(self.norm(x, 'decoder.norm_out'))
-    return self.conv(x, 'decoder.conv_out')
+    x = silu(self.norm(x, 'decoder.norm_out'))
+    return np.moveaxis(self.conv(x, 'decoder.conv_out'), 0, -1)
 
 
 def test_published_architecture():
@@ -104,14 +112,14 @@ def test_published_architecture():
   image = np.random.default_rng(1).uniform(-1, 1, (2, 12, 8, 3))
   out = jax.jit(VQ(config).apply)(
       {'params': params}, jnp.asarray(image, jnp.float32))
-  peer = Official(config, vq.to_llamagen(params))
-  ids, encoded = peer.encode(
-      torch.tensor(image, dtype=torch.float32).movedim(-1, 1))
+  peer = Official(config, vq_weights.to_llamagen(params))
   assert out.ids.shape == (2, 3, 2) and len(np.unique(out.ids)) > 2
-  np.testing.assert_array_equal(out.ids, ids.numpy())
-  np.testing.assert_allclose(out.encoded, encoded.numpy(), atol=2e-5)
-  np.testing.assert_allclose(
-      out.image, peer.decode(ids).movedim(1, -1).numpy(), atol=2e-3)
+  for one, ids, encoded, decoded in zip(
+      image, out.ids, out.encoded, out.image, strict=True):
+    expected, vectors = peer.encode(np.moveaxis(one, -1, 0))
+    np.testing.assert_array_equal(ids, expected)
+    np.testing.assert_allclose(encoded, vectors, atol=2e-5)
+    np.testing.assert_allclose(decoded, peer.decode(expected), atol=2e-3)
 
 
 def test_tokens_and_back():
@@ -149,20 +157,20 @@ def test_gradients_pass_through_the_codes():
 
 def test_converter_round_trip_and_errors():
   params = weights(SMALL)
-  tensors = vq.to_llamagen(params)
+  tensors = vq_weights.to_llamagen(params)
   assert 'encoder.conv_blocks.1.attn.0.proj_out.weight' in tensors
   assert 'decoder.conv_blocks.0.upsample.conv.bias' in tensors
   assert tensors['quant_conv.weight'].shape == (4, 6, 1, 1)
   buffers = {'quantize.codebook_used': np.zeros(5)}
-  again = vq.from_llamagen(SMALL, {**tensors, **buffers})
+  again = vq_weights.from_llamagen(SMALL, {**tensors, **buffers})
   jax.tree.map(np.testing.assert_array_equal, params, again)
   with pytest.raises(FormatError, match='quantize.embedding.weight'):
-    vq.from_llamagen(dataclasses.replace(SMALL, num_codes=30), tensors)
+    vq_weights.from_llamagen(dataclasses.replace(SMALL, num_codes=30), tensors)
   with pytest.raises(FormatError, match='missing tensors: quant_conv.bias'):
-    vq.from_llamagen(SMALL, {k: v for k, v in tensors.items()
+    vq_weights.from_llamagen(SMALL, {k: v for k, v in tensors.items()
                              if k != 'quant_conv.bias'})
   with pytest.raises(FormatError, match='without a place: other.weight'):
-    vq.from_llamagen(SMALL, {**tensors, 'other.weight': np.zeros(3)})
+    vq_weights.from_llamagen(SMALL, {**tensors, 'other.weight': np.zeros(3)})
 
 
 def test_published_sizes():

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from specjax.io.errors import FormatError
 from specjax.models import config as config_lib
 from specjax.models import rope, weight_table
-from specjax.models.transformer import TransformerConfig
+from specjax.models.transformer_config import TransformerConfig
 
 Parts = Iterator[weight_table.Part]
 Array = npt.NDArray[Any]
