@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from specjax.io import hub, legacy_pth, wheels
+from specjax.io import hub, pth, wheels
 from specjax.io.errors import FormatError
 
 Array = jax.Array
@@ -179,7 +179,7 @@ class Lite0:
     """
     if path is None:
       path = hub.resolve(SOURCE, cache=cache, quiet=quiet, offline=offline)
-    params = convert(legacy_pth.read(path))
+    params = convert(pth.read(path))
     found = wheels.sha256_of(Path(path), quiet=True)
     if found != hub.REGISTRY[SOURCE].sha256:
       options.setdefault('name', f'{SOURCE}-{found[:12]}')
@@ -247,7 +247,7 @@ def convert(state: Mapping[str, npt.NDArray]) -> Params:
   """Returns the network's parameters, batch norms folded in, in float32.
 
   Args:
-    state: a state dict of efficientnet-lite0-pytorch (`legacy_pth.read`).
+    state: a state dict of efficientnet-lite0-pytorch (`pth.read`).
 
   Returns:
     Layer to {'kernel': f32[k,k,in,out], 'bias': f32[out]}; `_fc` is

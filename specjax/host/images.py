@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from specjax.host.load import Model, default_dtype
-from specjax.io import forms, output, safetensors
+from specjax.io import forms, output, pth, safetensors
 from specjax.io.errors import FormatError
-from specjax.models import vq, weights
+from specjax.models import image_lm, vq, vq_weights, weights
 from specjax.models.image_lm import ImageLM
 from specjax.models.transformer_config import TransformerConfig
 from specjax.models.vq import VQ, VQConfig
@@ -98,11 +98,19 @@ def save_tokenizer(
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-  """Reads what `save_tokenizer` wrote.
+  """Reads what `save_tokenizer` wrote, or LlamaGen's VQ-16 or VQ-8 (.pt).
 
   Raises:
     FormatError: something else, or a tensor of another size; names it.
   """
+  if Path(folder).is_file():
+    tensors = pth.read(folder)
+    # The coarser one has a level more.
+    deep = any(n.startswith('encoder.conv_blocks.4.') for n in tensors)
+    published = vq.VQ16 if deep else vq.VQ8
+    return Tokenizer(
+        published, vq_weights.from_llamagen(published, tensors),
+        {'source': str(folder)})
   values, arrays, facts = _load(folder, 'vq')
   config = VQConfig(**{**values, 'multipliers': tuple(values['multipliers'])})
   params = _fitted(folder, arrays, vq.abstract(config))
@@ -120,16 +128,19 @@ def save_lm(
 def load_lm(
     folder: str | Path, *, dtype: str | None = None, chunk: int = 256
 ) -> tuple[Model, dict[str, Any]]:
-  """Reads what `save_lm` wrote: `(model, facts)`.
+  """Reads what `save_lm` wrote, or LlamaGen's (.pt): `(model, facts)`.
 
   Args:
-    folder: of the decoder.
+    folder: of the decoder, or a published file. That does not tell its grid:
+      16 cells wide (images of 256 pixels).
     dtype: 'float32' or 'bfloat16'; None decides by the backend.
     chunk: most tokens fed in one call.
 
   Raises:
     FormatError: something else, or a tensor of another size; names it.
   """
+  if Path(folder).is_file():
+    return _published_lm(folder, dtype or default_dtype(), chunk)
   values, arrays, facts = _load(folder, 'lm')
   values['local_layers'] = tuple(values['local_layers'])
   config = TransformerConfig(**{**values, 'dtype': dtype or default_dtype()})
@@ -137,6 +148,20 @@ def load_lm(
   model = Model(name=str(folder), lm=ImageLM(config, chunk=chunk),
                 params=params)
   return model, facts
+
+
+def _published_lm(path, dtype, chunk) -> tuple[Model, dict[str, Any]]:
+  tensors = pth.read(path)
+  config = image_lm.from_llamagen(tensors, dtype=dtype)
+  # Buffers of some files.
+  tensors = {k: v for k, v in tensors.items() if k != 'freqs_cis'}
+  params = weights.load(
+      config, tensors.__getitem__, tensors, scheme='llamagen')
+  width = config.grid_width or 0
+  classes = [str(i) for i in range(config.num_conditions - 1)]
+  return (Model(name=str(path), lm=ImageLM(config, chunk=chunk),
+                params=params),
+          {'grid': [width, width], 'data': {'classes': classes}})
 
 
 def _save(folder, kind, config, params, facts, form) -> Path:

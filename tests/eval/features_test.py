@@ -8,7 +8,7 @@ import pytest
 
 from specjax.eval import features
 from specjax.eval.features import Lite0
-from specjax.io import hub, legacy_pth
+from specjax.io import hub, pth
 from specjax.io.errors import FormatError
 
 RNG = np.random.default_rng(0)
@@ -204,7 +204,7 @@ def test_published_weights(real):
   path = hub.resolve(features.SOURCE, quiet=True, offline=True)
   pinned = hub.REGISTRY[features.SOURCE]
   assert hashlib.sha256(path.read_bytes()).hexdigest() == pinned.sha256
-  assert len(legacy_pth.read(path)) == 296
+  assert len(pth.read(path)) == 296
   assert real.name == 'efficientnet-lite0-112-pool'
   assert Lite0.load(path).name == real.name
   # A traffic light (920) and a flat page, drawn: what is seen, is named.

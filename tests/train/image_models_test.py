@@ -15,7 +15,10 @@ from specjax.data.images import Images
 from specjax.eval import pictures
 from specjax.host import image_sampling, images
 from specjax.io.errors import FormatError
+from specjax.models import image_lm, vq_weights, weights
+from specjax.models import vq as vq_lib
 from specjax.models.vq import VQConfig
+from tests import tiny
 from train import image_ar, image_data, vq
 from train.checkpoints import Checkpoints
 
@@ -193,3 +196,32 @@ def test_a_grid_of_pictures(tmp_path):
     pictures.grid(some, tmp_path / 'x.png', columns=0)
   with pytest.raises(ValueError, match='uint8'):
     pictures.grid(some / 255, tmp_path / 'x.png', columns=3)
+
+
+@pytest.mark.reference
+def test_published_files(tmp_path, monkeypatch):
+  """Files as LlamaGen saves them: weights of a name, others beside them."""
+  torch = pytest.importorskip('torch')
+  shape = image_lm.shape(1, 1, 64, grid_width=16, vocab_size=7, num_classes=3)
+  params = tiny.params(shape)
+  state = {k: torch.tensor(np.array(v)) for k, v in weights.export(
+      shape, params, 'llamagen').items()}
+  state['freqs_cis'] = torch.zeros(3)
+  torch.save({'model': state, 'steps': 1}, tmp_path / 'lm.pt')
+  model, facts = images.load_lm(tmp_path / 'lm.pt', dtype='float32')
+  assert model.lm.config == shape and facts['grid'] == [16, 16]
+  jax.tree.map(np.testing.assert_array_equal, model.params, params)
+  small = VQConfig(num_codes=9, code_dim=4, channels=8, multipliers=(1, 2),
+                   num_res_blocks=1, latent_dim=8)
+  monkeypatch.setattr(vq_lib, 'VQ8', small)
+  book = vq_lib.init(small, jax.random.key(0))
+  torch.save({'model': {
+      k: torch.tensor(np.array(v))
+      for k, v in vq_weights.to_llamagen(book).items()}}, tmp_path / 'vq.pt')
+  found = images.load_tokenizer(tmp_path / 'vq.pt')
+  assert found.config == small
+  jax.tree.map(np.testing.assert_array_equal, found.params, book)
+  with pytest.raises(FormatError, match='missing tensors'):
+    images.load_tokenizer(tmp_path / 'lm.pt')
+  with pytest.raises(FormatError, match='not a LlamaGen decoder'):
+    images.load_lm(tmp_path / 'vq.pt')

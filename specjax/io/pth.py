@@ -1,20 +1,23 @@
-"""Reads state dicts that PyTorch saved before version 1.6, without PyTorch.
+"""Reads state dicts that PyTorch saved, without PyTorch and without risk.
 
-Such a file is a row of pickles (magic number, protocol, facts of the machine,
-the dict, the keys of its storages) and then the storages, each a count and
-raw items. A pickle names the functions that it wants to have called; here
-only the few in `_DTYPES` and `_CALLED` exist, and none of them is PyTorch's.
+Since version 1.6 such a file is a zip archive: a pickle of the dict, and a
+member a storage. Before, it was a row of pickles (magic number, protocol,
+facts of the machine, the dict, the keys of its storages) and then the
+storages, each a count and raw items. A pickle names the functions that it
+wants to have called; here only the few in `_DTYPES` and `_CALLED` exist, and
+none of them is PyTorch's.
 """
 
 from __future__ import annotations
 
 import collections
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import io
 import math
 from pathlib import Path
 import pickle
 from typing import Any, BinaryIO, NamedTuple
+import zipfile
 
 import ml_dtypes
 import numpy as np
@@ -37,7 +40,9 @@ _DTYPES: dict[str, np.dtype] = {
 _ERRORS = (
     pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError,
     IndexError, AttributeError, ImportError, OverflowError, MemoryError,
-    RecursionError)
+    RecursionError, zipfile.BadZipFile)
+# Where trainers keep the weights beside their own state.
+SECTIONS = ("model", "module", "state_dict")
 
 
 def read(path: str | Path) -> dict[str, npt.NDArray]:
@@ -47,33 +52,29 @@ def read(path: str | Path) -> dict[str, npt.NDArray]:
   ends the reading.
 
   Args:
-    path: a file of `torch.save(module.state_dict(), path)`, old format.
+    path: a file of `torch.save(module.state_dict(), path)`, or of a dict that
+      has such a dict under one of the names in `SECTIONS`.
 
   Returns:
     Name to array, in the file's order; contiguous copies, of the dtype of the
     tensor (bfloat16 is that of ml_dtypes).
 
   Raises:
-    FormatError: unreadable, of another format (the zip format of PyTorch
-      1.6 and later, too), truncated, not a flat dict of tensors, or asking
-      for any other global.
+    FormatError: unreadable, of another format, truncated, without a flat dict
+      of tensors, or asking for any other global.
   """
   try:
     data = Path(path).read_bytes()
   except OSError as error:
     raise FormatError(f"cannot read {path}: {error.strerror}") from error
-  if data.startswith(_ZIP):
-    raise FormatError(
-        f"{path}: the zip format of PyTorch 1.6 and later, which is not read "
-        "here; save it again with _use_new_zipfile_serialization=False, or "
-        "as safetensors")
   try:
-    return _read(io.BytesIO(data))
+    file = io.BytesIO(data)
+    return _read_zip(file) if data.startswith(_ZIP) else _read(file)
   except _Refused as error:
     raise FormatError(f"{path}: {error}") from error
   except _ERRORS as error:
     raise FormatError(
-        f"{path}: damaged, or not a state dict saved by PyTorch before 1.6 "
+        f"{path}: damaged, or not a state dict saved by PyTorch "
         f"({type(error).__name__}: {error})") from error
 
 
@@ -125,7 +126,15 @@ class _RebuildParameter(_Called):
     return tensor
 
 
+class _Settings:
+  """Stands for a trainer's options, which are not read."""
+
+  def __setstate__(self, state: Any) -> None:
+    del state
+
+
 _CALLED: dict[tuple[str, str], Any] = {
+    ("argparse", "Namespace"): _Settings,
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor(),
     ("torch._utils", "_rebuild_parameter"): _RebuildParameter(),
@@ -146,6 +155,8 @@ class _Unpickler(pickle.Unpickler):
           "dict are read") from None
 
   def persistent_load(self, pid: Any) -> _Key:
+    if isinstance(pid, tuple) and len(pid) == 5:  # of the zip format
+      pid = (*pid, None)
     if not (isinstance(pid, tuple) and len(pid) == 6 and pid[0] == "storage"):
       raise _Refused(f"unknown reference {pid!r}")
     _, dtype, key, _, count, view = pid
@@ -162,17 +173,61 @@ def _read(file: BinaryIO) -> dict[str, npt.NDArray]:
   system = _load(file)
   if not isinstance(system, Mapping) or not system.get("little_endian"):
     raise _Refused("saved on a big-endian machine, or damaged")
-  state = _load(file)
-  if not isinstance(state, Mapping):
-    raise _Refused(f"holds a {type(state).__name__}, expected a dict")
-  for name, tensor in state.items():
+  whole = _load(file)
+  state = _tensors(whole)
+  storages = _storages(file, {t.storage.key: t.storage
+                              for t in _all_tensors(whole)})
+  return {name: _array(name, tensor, storages[tensor.storage.key])
+          for name, tensor in state.items()}
+
+
+def _read_zip(file: BinaryIO) -> dict[str, npt.NDArray]:
+  with zipfile.ZipFile(file) as archive:
+    names = archive.namelist()
+    found = [n for n in names if n.endswith("/data.pkl")]
+    if len(found) != 1:
+      raise _Refused("no data.pkl: not an archive of torch.save")
+    base = found[0][:-len("data.pkl")]
+    if f"{base}byteorder" in names and (
+        archive.read(f"{base}byteorder") != b"little"):
+      raise _Refused("saved on a big-endian machine")
+    state = _tensors(_load(io.BytesIO(archive.read(found[0]))))
+    out, read = {}, {}
+    for name, tensor in state.items():
+      key, dtype, count = tensor.storage
+      if key not in read:
+        raw = archive.read(f"{base}data/{key}")
+        kind = _DTYPES[dtype]
+        if len(raw) != count * kind.itemsize:
+          raise _Refused(f"truncated in storage {key!r}")
+        read[key] = np.frombuffer(raw, kind.newbyteorder("<"))
+      out[name] = _array(name, tensor, read[key])
+    return out
+
+
+def _tensors(whole: Any) -> dict[str, _Tensor]:
+  """Returns the flat dict of tensors, or that of a section."""
+  if not isinstance(whole, Mapping):
+    raise _Refused(f"holds a {type(whole).__name__}, expected a dict")
+  inner = next((whole[name] for name in SECTIONS
+                if isinstance(whole.get(name), Mapping)), whole)
+  for name, tensor in inner.items():
     if not isinstance(name, str) or not isinstance(tensor, _Tensor):
       raise _Refused(
           f"entry {name!r} is a {type(tensor).__name__}; expected tensors")
-  storages = _storages(file, {t.storage.key: t.storage
-                              for t in state.values()})
-  return {name: _array(name, tensor, storages[tensor.storage.key])
-          for name, tensor in state.items()}
+  return dict(inner)
+
+
+def _all_tensors(value: Any) -> Iterator[_Tensor]:
+  """Yields every tensor, also those that are not wanted."""
+  if isinstance(value, _Tensor):
+    yield value
+  elif isinstance(value, Mapping):
+    for one in value.values():
+      yield from _all_tensors(one)
+  elif isinstance(value, (list, tuple)):
+    for one in value:
+      yield from _all_tensors(one)
 
 
 def _load(file: BinaryIO) -> Any:
