@@ -8,6 +8,8 @@ Writes a labelled grid, a map of where drafts were accepted, and the summary.
 Drafts are Jacobi's, which need no training. The rule is exact; for a relaxed
 one: --config.verify=lantern
      --config.verify_options.codebook=out/vq/tokenizer
+
+  --config configs/sample_image.py:tiny   random weights, seconds
 """
 
 from ml_collections import config_dict
@@ -15,8 +17,8 @@ from ml_collections import config_dict
 from configs import common
 
 
-def get_config() -> config_dict.ConfigDict:
-  """Returns the config."""
+def get_config(arg: str = '') -> config_dict.ConfigDict:
+  """Returns the config; `arg` is '' or 'tiny'."""
   config = config_dict.ConfigDict()
   config.target = config_dict.placeholder(str)
   config.dtype = config_dict.placeholder(str)
@@ -39,4 +41,10 @@ def get_config() -> config_dict.ConfigDict:
   config.exact = False
   config.stream = False
   config.compare_plain = True
+  if arg == 'tiny':
+    config.target = config.images.tokenizer = 'random'
+    config.images.per_class = 2
+    config.speculative.num_speculative_tokens = 4
+  elif arg:
+    raise ValueError(f"config argument {arg!r}: '' or 'tiny'")
   return config

@@ -31,7 +31,8 @@ def test_every_variant_is_a_task(axis):
     made.append((kinds.build(
         config.kind, target, config.draft_vocab_size, **{
             name: config[name].to_dict()
-            for name in ('model', 'task', 'loss')}), config.data.share))
+            for name in ('model', 'task', 'loss')}), config.data.share,
+                 str(config.optimizer)))
   assert len({*made}) == len(made)  # they differ
 
 

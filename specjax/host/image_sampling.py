@@ -7,13 +7,16 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from specjax.eval import pictures
 from specjax.host import cli, images
 from specjax.host.load import Model
 from specjax.host.requests import Result
+from specjax.models import image_lm, vq, weights
 from specjax.models.guided import Guided
+from specjax.models.vq import VQConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +67,11 @@ def prepare(
                      'folders that train.image_ar and train.vq wrote')
   if mesh is not None:
     raise ValueError('config.mesh: images are decoded on one device')
-  model, facts = images.load_lm(config.target, dtype=config.dtype)
-  tokenizer = images.load_tokenizer(section.tokenizer)
+  if config.target == 'random':
+    model, facts, tokenizer = random_models()
+  else:
+    model, facts = images.load_lm(config.target, dtype=config.dtype)
+    tokenizer = images.load_tokenizer(section.tokenizer)
   if tokenizer.config.num_codes != model.vocab_size:
     raise ValueError(
         f'config.images.tokenizer={section.tokenizer} has '
@@ -89,6 +95,19 @@ def prepare(
   found = Pictures(tokenizer, tuple(facts['grid']), wanted, section.per_class)
   cli.note(f'{len(prompts)} images of {found.length} codes', quiet)
   return model, prompts, found
+
+
+def random_models() -> tuple[Model, dict[str, Any], images.Tokenizer]:
+  """Returns tiny models of random weights: programs run without files."""
+  codes = VQConfig(num_codes=16, code_dim=4, channels=8, multipliers=(1, 2),
+                   num_res_blocks=1, latent_dim=8, attention=False)
+  shape = image_lm.shape(1, 2, 16, grid_width=4, vocab_size=codes.num_codes,
+                         num_classes=2)
+  key = jax.random.key(0)
+  model = Model(name='random', lm=image_lm.ImageLM(shape, chunk=64),
+                params=weights.random_params(shape, key))
+  facts = {'grid': [4, 4], 'data': {'classes': ['a', 'b']}}
+  return model, facts, images.Tokenizer(codes, vq.init(codes, key))
 
 
 def accepted(results: Sequence[Result]) -> np.ndarray:
