@@ -51,8 +51,14 @@ def command(tmp_path_factory):
     return subprocess.Popen(
         [sys.executable, '-m', module, *map(str, arguments)], cwd=root,
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True)
+        text=True, preexec_fn=_listen)
   return start
+
+
+def _listen() -> None:
+  # Tests in the background of a shell ignore Ctrl-C, and so would programs
+  # that they start.
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture(scope='session')

@@ -45,7 +45,7 @@ class Model:
   @property
   def num_ids(self) -> int:
     """Ids that a prompt may hold: V, and the conditions of an image model."""
-    return self.vocab_size + self.lm.config.num_conditions
+    return getattr(self.lm, 'num_ids', self.vocab_size)
 
 
 def default_dtype() -> str:

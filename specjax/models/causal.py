@@ -59,6 +59,11 @@ class CausalLM:
     """V."""
     return self.config.vocab_size
 
+  @property
+  def num_ids(self) -> int:
+    """Ids that a prompt may hold: V, and conditions."""
+    return self.vocab_size + self.config.num_conditions
+
   def empty(self, batch: int, capacity: int) -> Any:
     """Returns `{'cache': one dict a layer}`."""
     return {'cache': empty_cache(

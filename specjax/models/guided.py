@@ -66,6 +66,11 @@ class Guided:
     """V."""
     return self.lm.vocab_size
 
+  @property
+  def num_ids(self) -> int:
+    """Ids that a prompt may hold: V, and conditions."""
+    return self.lm.num_ids
+
   def empty(self, batch: int, capacity: int) -> Any:
     """Returns a cache of B rows, two views each."""
     return _split(self.lm.empty(2 * batch, capacity))
@@ -84,6 +89,9 @@ class Guided:
       taps: tuple[str, ...],
   ) -> tuple[Array, dict[str, Array], SpecState]:
     """Returns guided logits [B,N+1,V]; taps are the conditional view's."""
+    if draft.resume is not None:
+      raise ValueError('drafts that run part of the target (early exit) '
+                       'cannot be guided')
     batch = state.context.length.shape[0]
     pair = draft.replace(
         tokens=_twice(draft.tokens), valid=_twice(draft.valid),

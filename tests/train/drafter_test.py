@@ -226,13 +226,13 @@ def test_what_cannot_be_run(monkeypatch):
   program, config, target, _ = setting(monkeypatch, 'dspark')
   config.steps = -1
   with pytest.raises(ValueError, match='steps=-1'):
-    program.check(config)
+    loop.check(config)
   config.steps, config.mesh = 0, (3, 1)
   with pytest.raises(ValueError, match='multiple of config.mesh'):
-    program.check(config)
+    loop.check(config)
   config.mesh, config.log_every = (1, 1), 0
   with pytest.raises(ValueError, match='log_every=0'):
-    program.check(config)
+    loop.check(config)
   for rollouts, message in ((None, 'give the folder'),
                             ('/nowhere', 'no rollouts there')):
     config.data.rollouts = rollouts
