@@ -8,6 +8,7 @@ os.environ['JAX_NUM_CPU_DEVICES'] = '8'
 os.environ.setdefault('JAX_THREEFRY_PARTITIONABLE', 'true')
 
 import pathlib  # noqa: E402
+import signal
 import subprocess  # noqa: E402
 import sys  # noqa: E402
 
