@@ -4,7 +4,7 @@
       --config.data.path=cifar10.npz --config.tokenizer=out/vq/tokenizer \
       --out out/image_ar
 
-28 M parameters, half an hour on one accelerator.
+28 M parameters; trains for `config.minutes`.
 
   --config configs/image_ar_cifar10.py:small  8 M parameters
   --config configs/image_ar_cifar10.py:tiny   made-up images, seconds; on the

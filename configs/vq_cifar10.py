@@ -3,8 +3,8 @@
   python -m train.vq --config configs/vq_cifar10.py \
       --config.data.path=cifar10.npz --out out/vq
 
-`data.path` is a dataset of `train.images`, or the .npz itself. A quarter of
-an hour on one accelerator.
+`data.path` is a dataset of `train.images`, or the .npz itself. Trains for
+`config.minutes`.
 
   --config configs/vq_cifar10.py:tiny   made-up images, seconds
 """
