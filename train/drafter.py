@@ -19,7 +19,6 @@ from specjax.distill import kinds
 from specjax.distill.trainer import Trainer
 from specjax.host import cli
 from specjax.host import drafter as drafter_lib
-from specjax.io import output
 from train import card, log, loop
 from train import text as text_lib
 from train.run import Run
@@ -29,13 +28,7 @@ _FLAGS = cli.define_flags('out/drafter')
 
 def main() -> int:
   """Runs the program; returns the exit code."""
-  config, quiet = _FLAGS.config.value, _FLAGS.quiet.value
-  loop.check(config)
-  out = output.prepare(_FLAGS.out.value)
-  stop = loop.Stop()
-  cli.start(_FLAGS.distributed.value)
-  mesh = cli.mesh(config.mesh)
-  quiet = quiet or jax.process_index() > 0
+  config, out, stop, mesh, quiet = loop.begin(_FLAGS)
   target = cli.load_target(config, mesh, quiet)
 
   # --- Text -----------------------------------------------------------

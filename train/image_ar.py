@@ -27,15 +27,11 @@ from specjax.distill import measure
 from specjax.drafters import Null
 from specjax.eval import pictures
 from specjax.fit.image_lm import ImageObjective
-from specjax.fit.step import Fitter
 from specjax.host import cli, images
-from specjax.io import output
 from specjax.models import image_lm
 from specjax.models.guided import Guided
 from specjax.models.image_lm import ImageLM
-from specjax.parallel import rules
-from train import image_data, log, loop
-from train.vq import place
+from train import fit_run, image_data, log, loop
 
 _FLAGS = cli.define_flags('out/image_ar')
 # Samples of the figure: of every class.
@@ -44,13 +40,7 @@ _SHOWN = 4
 
 def main() -> int:
   """Runs the program; returns the exit code."""
-  config, quiet = _FLAGS.config.value, _FLAGS.quiet.value
-  loop.check(config)
-  out = output.prepare(_FLAGS.out.value)
-  stop = loop.Stop()
-  cli.start(_FLAGS.distributed.value)
-  mesh = cli.mesh(config.mesh)
-  quiet = quiet or jax.process_index() > 0
+  config, out, stop, mesh, quiet = loop.begin(_FLAGS)
   if config.tokenizer is None:
     raise ValueError('config.tokenizer: give the folder of a tokenizer of '
                      'train.vq')
@@ -76,7 +66,7 @@ def main() -> int:
   return 0
 
 
-class Run(loop.Run):
+class Run(fit_run.Run):
   """An image decoder in training."""
 
   def __init__(
@@ -84,8 +74,7 @@ class Run(loop.Run):
       mesh: jax.sharding.Mesh | None, out: Path,
   ):
     """Encodes the images; nothing else is compiled yet."""
-    super().__init__(config)
-    self.tokenizer, self.mesh, self.out = tokenizer, mesh, out
+    self.tokenizer, self.out = tokenizer, out
     self.classes = data.train.classes
     train = encoded(tokenizer, data.train, mirrored=config.flip)
     factor = tokenizer.config.factor
@@ -97,37 +86,24 @@ class Run(loop.Run):
         grid_width=self.grid[1], vocab_size=tokenizer.config.num_codes,
         num_classes=len(self.classes))
     self.objective = ImageObjective(shape, model['dtype'])
-    self.fitter = Fitter(self.objective, loop.optimiser(config.optimizer),
-                         config.decay)
+    super().__init__(config, self.objective, mesh)
     self.batches = Batches(
         train, config.batch_size, config.seed, flip=config.flip,
         class_dropout=config.class_dropout, num_classes=len(self.classes))
     self.tests = Batches(
         encoded(tokenizer, data.test), config.batch_size, flip=False,
         num_classes=len(self.classes))
-    self._key = jax.random.key(config.seed)
-
-  def fresh(self) -> Any:
-    """Returns the state before the first step."""
-    state = jax.jit(self.fitter.init)(self._key)
-    return state if self.mesh is None else rules.on_mesh(state, self.mesh)
-
-  def abstract(self) -> Any:
-    """Returns the shapes of `fresh`."""
-    return jax.eval_shape(self.fitter.init, self._key)
 
   def step(self, state: Any, step: int) -> tuple[Any, Any, int]:
     """Returns `(state, report, codes)` after step number `step`."""
-    state, report = self.fitter.step(
-        state, place(self.batches.batch(step), self.mesh), self._key,
-        self.rates[step])
+    state, report = self.take(state, self.batches.batch(step), step)
     return state, report, self.config.batch_size * self.length
 
   def evaluate(self, state: Any, step: int, minutes: float) -> dict[str, Any]:
     """Returns scores on test images, and draws samples."""
     found = [jax.device_get(self.fitter.evaluate(
-        state.average, None, place(self.tests.batch(i), self.mesh),
-        self._key)) for i in range(self.config.eval.batches)]
+        state.average, None, self.place(self.tests.batch(i)), self.key))
+             for i in range(self.config.eval.batches)]
     if jax.process_index() == 0:
       pictures.grid(
           self.tokenizer.decode(self.samples(state.average)),
@@ -168,10 +144,6 @@ class Run(loop.Run):
     return (f'step {row["step"]}, {row["minutes"]:.1f} min: held-out loss '
             f'{row["held_out_loss"]:.4f}, entropy {row["entropy"]:.3f} nats, '
             f'accuracy {row["accuracy"]:.1%}')
-
-  def batch_name(self, step: int) -> str:
-    """Returns which batch step number `step` saw."""
-    return f'batch {step} of seed {self.config.seed}'
 
 
 def encoded(

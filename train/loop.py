@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 import signal
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import logging
 import jax
@@ -17,6 +17,7 @@ import numpy as np
 
 from specjax.distill import optimizer
 from specjax.host import cli
+from specjax.io import output
 from train import log
 from train.checkpoints import Checkpoints
 
@@ -25,6 +26,39 @@ from train.checkpoints import Checkpoints
 _TIMED, _PLANNED = 20, 0.95
 # Steps in a row without a finite loss that end a run.
 _MOST_BAD = 3
+
+
+class Begun(NamedTuple):
+  """What every training program has before it reads its data.
+
+  Attributes:
+    config: checked. out: the folder, which can be written to.
+    stop: hears signals. mesh: or None for one device. quiet: for this
+      process.
+  """
+
+  config: Any
+  out: Path
+  stop: Stop
+  mesh: jax.sharding.Mesh | None
+  quiet: bool
+
+
+def begin(defined: cli.Flags) -> Begun:
+  """Reads the flags and starts JAX.
+
+  Raises:
+    ValueError: values that cannot be run; see `check`.
+    OutputError: `--out` cannot be written to.
+  """
+  config = defined.config.value
+  check(config)
+  out = output.prepare(defined.out.value)
+  stop = Stop()
+  cli.start(defined.distributed.value)
+  mesh = cli.mesh(config.mesh)
+  return Begun(config, out, stop, mesh,
+               defined.quiet.value or jax.process_index() > 0)
 
 
 class Run(abc.ABC):

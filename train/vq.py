@@ -13,18 +13,14 @@ import time
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
 from specjax.data.image_batches import Batches
 from specjax.eval import pictures
-from specjax.fit.step import Fitter
 from specjax.fit.vq import VQObjective
 from specjax.host import cli, images
-from specjax.io import output
 from specjax.models.vq import VQConfig
-from specjax.parallel import rules
-from train import image_data, log, loop
+from train import fit_run, image_data, log, loop
 
 _FLAGS = cli.define_flags('out/vq')
 # Images of the figure.
@@ -33,13 +29,7 @@ _SHOWN = 8
 
 def main() -> int:
   """Runs the program; returns the exit code."""
-  config, quiet = _FLAGS.config.value, _FLAGS.quiet.value
-  loop.check(config)
-  out = output.prepare(_FLAGS.out.value)
-  stop = loop.Stop()
-  cli.start(_FLAGS.distributed.value)
-  mesh = cli.mesh(config.mesh)
-  quiet = quiet or jax.process_index() > 0
+  config, out, stop, mesh, quiet = loop.begin(_FLAGS)
   data = image_data.read(config.data, config.seed)
   cli.note(f'{len(data.train)} images to learn from, {len(data.test)} to be '
            f'tested on, of {data.train.size[0]} x {data.train.size[1]}', quiet)
@@ -59,7 +49,7 @@ def main() -> int:
   return 0
 
 
-class Run(loop.Run):
+class Run(fit_run.Run):
   """A tokenizer in training."""
 
   def __init__(
@@ -67,8 +57,7 @@ class Run(loop.Run):
       mesh: jax.sharding.Mesh | None, out: Path,
   ):
     """Prepares a run; nothing is compiled yet."""
-    super().__init__(config)
-    self.data, self.mesh, self.out = data, mesh, out
+    self.data, self.out = data, out
     model = config.model.to_dict()
     shape = VQConfig(**{**model, 'multipliers': tuple(model['multipliers'])})
     for side in data.train.size:
@@ -77,25 +66,13 @@ class Run(loop.Run):
             f'config.model.multipliers={shape.multipliers}: images of '
             f'{side} pixels do not divide by {shape.factor}')
     self.objective = VQObjective(shape, **config.loss.to_dict())
-    self.fitter = Fitter(self.objective, loop.optimiser(config.optimizer),
-                         config.decay)
+    super().__init__(config, self.objective, mesh)
     self.batches = Batches(data.train, config.batch_size, config.seed)
-    self._key = jax.random.key(config.seed)
-
-  def fresh(self) -> Any:
-    """Returns the state before the first step."""
-    state = jax.jit(self.fitter.init)(self._key)
-    return state if self.mesh is None else rules.on_mesh(state, self.mesh)
-
-  def abstract(self) -> Any:
-    """Returns the shapes of `fresh`."""
-    return jax.eval_shape(self.fitter.init, self._key)
 
   def step(self, state: Any, step: int) -> tuple[Any, Any, int]:
     """Returns `(state, report, images)` after step number `step`."""
-    batch = place({'image': self.batches.batch(step)['image']}, self.mesh)
-    state, report = self.fitter.step(
-        state, batch, self._key, self.rates[step])
+    state, report = self.take(
+        state, {'image': self.batches.batch(step)['image']}, step)
     return state, report, self.config.batch_size
 
   def evaluate(self, state: Any, step: int, minutes: float) -> dict[str, Any]:
@@ -135,18 +112,6 @@ class Run(loop.Run):
     return (f'step {row["step"]}, {row["minutes"]:.1f} min: '
             f'{row["psnr"]:.2f} dB, {row["use"]:.1%} of the codes used, '
             f'perplexity {row["perplexity"]:.0f}')
-
-  def batch_name(self, step: int) -> str:
-    """Returns which batch step number `step` saw."""
-    return f'batch {step} of seed {self.config.seed}'
-
-
-def place(batch: Any, mesh: jax.sharding.Mesh | None) -> Any:
-  """Puts a batch on the devices, rows over 'data'."""
-  if mesh is None:
-    return jax.device_put(batch)
-  by_rows = NamedSharding(mesh, PartitionSpec('data'))
-  return rules.put(batch, jax.tree.map(lambda _: by_rows, batch))
 
 
 if __name__ == '__main__':

@@ -1,0 +1,56 @@
+"""What runs of `specjax.fit` share: states, steps, batches on devices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from specjax.fit.step import Fitter, Objective
+from specjax.parallel import rules
+from train import loop
+
+
+class Run(loop.Run):
+  """A model that is trained by a `Fitter`.
+
+  Attributes:
+    fitter: its step. mesh: or None for one device.
+  """
+
+  def __init__(
+      self, config: Any, objective: Objective,
+      mesh: jax.sharding.Mesh | None,
+  ):
+    """Prepares a run; nothing is compiled yet."""
+    super().__init__(config)
+    self.mesh = mesh
+    self.fitter = Fitter(
+        objective, loop.optimiser(config.optimizer), config.decay)
+    self.key = jax.random.key(config.seed)
+
+  def fresh(self) -> Any:
+    """Returns the state before the first step."""
+    state = jax.jit(self.fitter.init)(self.key)
+    return state if self.mesh is None else rules.on_mesh(state, self.mesh)
+
+  def abstract(self) -> Any:
+    """Returns the shapes of `fresh`."""
+    return jax.eval_shape(self.fitter.init, self.key)
+
+  def take(self, state: Any, batch: Any, step: int) -> tuple[Any, Any]:
+    """Returns `(state, report)` after a step on a batch of the host."""
+    return self.fitter.step(
+        state, self.place(batch), self.key, self.rates[step])
+
+  def place(self, batch: Any) -> Any:
+    """Puts a batch on the devices, rows over 'data'."""
+    if self.mesh is None:
+      return jax.device_put(batch)
+    by_rows = NamedSharding(self.mesh, PartitionSpec('data'))
+    return rules.put(batch, jax.tree.map(lambda _: by_rows, batch))
+
+  def batch_name(self, step: int) -> str:
+    """Returns which batch step number `step` saw."""
+    return f'batch {step} of seed {self.config.seed}'
