@@ -34,6 +34,12 @@ _SHAPES: dict[str, dict[str, Any]] = {
     'drafter, tree of 24': {
         'model': '{dir}', 'use_dynamic_tree': True, 'tree_depth': 7,
         'tree_top_k': 8, 'num_speculative_tokens': 24},
+    'drafter, tree of 31': {
+        'model': '{dir}', 'use_dynamic_tree': True, 'tree_depth': 8,
+        'tree_top_k': 8, 'num_speculative_tokens': 31},
+    'drafter, tree of 24, no copies': {
+        'model': '{dir}', 'use_dynamic_tree': True, 'tree_depth': 7,
+        'tree_top_k': 8, 'num_speculative_tokens': 24, 'copy_max': 0},
     '0.5B, chain of 3': {'model': '{small}', 'num_speculative_tokens': 3},
     '0.5B, chain of 5': {'model': '{small}', 'num_speculative_tokens': 5}}
 

@@ -9,7 +9,9 @@ Every drafter sees the same packed text in the same order and trains for the
 same time, compilation left out; then the decoder itself measures it: greedy
 chains on held-out prompts, tokens a round. The target and the text are loaded
 once. A row is written after each drafter; the same command goes on after an
-interruption. Axes: see `sample.ablate_variants`.
+interruption. With `--save` the drafters themselves are kept in
+`<out>/drafters/<axis>-<label>`, in bfloat16. Axes: see
+`sample.ablate_variants`.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from specjax.data.packing import Packed
 from specjax.distill import kinds
 from specjax.distill.trainer import Trainer
 from specjax.host import cli
+from specjax.host import drafter as drafter_lib
 from specjax.host import results as results_lib
 from specjax.io import output
 from train import log
@@ -79,11 +82,14 @@ class Job:
     run.evaluate(state, 0, 0.0)
     self.compile_s = time.perf_counter() - begin
 
-  def train(self, seed: int, seconds: float) -> dict[str, Any]:
+  def train(
+      self, seed: int, seconds: float, folder: pathlib.Path | None = None
+  ) -> dict[str, Any]:
     """Trains from the start and measures; returns the row of the results.
 
     Args:
       seed: of weights and batches. seconds: of training.
+      folder: where the drafter is kept; None for nowhere.
     """
     run = self.run(seed)
     steps = max(1, round(seconds / run.pace()))
@@ -99,6 +105,10 @@ class Job:
     took = time.perf_counter() - begin
     row = run.evaluate(state, steps, took / 60)
     row.pop('minutes')
+    if folder is not None:
+      drafter_lib.save_drafter(
+          folder, self.trainer.task.model, state.net, self.ids, self.target,
+          kind=self.config.kind, num_draft=self.trainer.task.num_draft)
     return {
         'label': self.variant.label, 'kind': self.config.kind, 'seed': seed,
         'changes': dict(self.variant.changes),
@@ -195,7 +205,9 @@ def work(results: Results, jobs, seeds, args) -> None:
         if results.done(key, seed):
           continue
         try:
-          row = job.result().train(seed, args.seconds)
+          ready = job.result()
+          row = ready.train(seed, args.seconds, args.save and (
+              pathlib.Path(args.out) / 'drafters' / ready.variant.folder(seed)))
         except Exception as error:  # one drafter must not cost the others
           row = {'failed': repr(error)[:500], 'seed': seed}
         results.add(key, seed, row)
@@ -221,6 +233,7 @@ def parse(arguments=None) -> argparse.Namespace:
   parser.add_argument('--only', default='', help='axes, by commas')
   parser.add_argument('--seconds', type=float, help='of training each')
   parser.add_argument('--seeds', default='0')
+  parser.add_argument('--save', action='store_const', const=True)
   parser.add_argument('--length', type=int, default=512)
   parser.add_argument('--batch_size', type=int, default=32)
   parser.add_argument('--num_prompts', type=int, default=64)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 import dataclasses
 import json
+import re
 from typing import Any
 
 from configs import drafter_smollm2
@@ -42,6 +43,11 @@ class Variant:
   def key(self) -> str:
     """What is trained, whatever the axis: changes with their values."""
     return json.dumps([self.kind, *sorted(self.changes)])
+
+  def folder(self, seed: int) -> str:
+    """Returns a name for the drafter's folder: letters, digits, `-._`."""
+    name = re.sub(r'[^\w.]+', '-', f'{self.axis}-{self.label}')
+    return f'{name}-{seed}' if seed else name
 
 
 @dataclasses.dataclass(frozen=True)
