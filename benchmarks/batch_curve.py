@@ -12,7 +12,7 @@ out. Controllers know what a round costs at each width: that is measured
 first, at the same batch size.
 
 * `tracking`: `control.Tracking`, each row for itself.
-* `shared`: `Shared` below, one length for all rows.
+* `shared`: `control.Shared`, one length for all rows.
 
 Draws `batch_curve.png` beside `--out`. Each batch size is written when it is
 finished; the same command goes on after an interruption.
@@ -33,7 +33,7 @@ import numpy as np
 from benchmarks import setup, support
 from specjax.core import control, loop
 from specjax.core.round import Engine
-from specjax.core.types import Context, Models
+from specjax.core.types import Models
 from specjax.distill import measure
 from specjax.drafters import Adaptive, ChainLM, Null
 from specjax.eval.plots import COLOURS, MARKERS, finish, new_figure
@@ -41,36 +41,6 @@ from specjax.verify import get as rule_named
 
 # Slots for this many times the tokens that are to be covered.
 _ROOM = 3
-
-
-@dataclasses.dataclass(frozen=True)
-class Shared(control.Tracking):
-  """`Tracking` with one length for all rows: they share the target's step.
-
-  A row cannot be drafted for without widening everybody's block, so the
-  length is the one that brings most tokens of all rows a unit of time. It is
-  fixed before anything is drawn: the law stays exact.
-
-  Attributes:
-    costs: `((width, cost), ...)`: time of a round at a block width, over a
-      plain step. Only these widths are chosen.
-  """
-
-  costs: tuple[tuple[int, float], ...] = ()
-
-  def limit(self, state: Any, context: Context, width: int) -> jax.Array:
-    active = ~context.done
-    gains = []
-    for num, cost in self.costs:
-      expected = control.expected_length(state.acceptance, min(num, width))
-      gains.append(jnp.sum(jnp.where(active, expected, 0.0)) / cost)
-    gain = jnp.stack(gains) / jnp.maximum(jnp.sum(active), 1)
-    best = jnp.asarray([n for n, _ in self.costs])[jnp.argmax(gain)]
-    probing = jnp.max(jnp.where(active, state.idle, 0)) >= (
-        self.probe_every - 1)
-    off = (jnp.max(gain) <= self.margin) & ~probing
-    return jnp.broadcast_to(
-        jnp.where(off, 0, best), active.shape).astype(jnp.int32)
 
 
 class Program:
@@ -215,7 +185,7 @@ class Bench:
                     'drafter': Runner(full, full)}
     for name, controller in (
         ('tracking', fitted(ratio)),
-        ('shared', Shared(costs=tuple(ratio.items())))):
+        ('shared', control.Shared(costs=tuple(ratio.items())))):
       inner = Adaptive(self.drafter, controller, exact_shape=False,
                        widths=tuple(w for w in self.widths if w < num))
       self.runners[name] = Runner(self._program(inner), full, controller)

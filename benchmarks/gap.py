@@ -14,12 +14,8 @@ bfloat16 the two programs round differently.
 from __future__ import annotations
 
 import argparse
-import json
-import pathlib
 import time
 from typing import Any
-
-import jax
 
 from benchmarks import support
 from specjax.core.types import Models
@@ -82,7 +78,7 @@ def main(arguments=None) -> None:
       help='decode with a lattice of that many, as configurations do by '
       'default:\nan approximation, which is to show; 0: token by token')
   parser.add_argument('--seed', type=int, default=0)
-  parser.add_argument('--out', default='')
+  parser.add_argument('--out', required=True)
   args = parser.parse_args(arguments)
   model = support.load(args.target, args.dtype)
   loaded = support.drafter(model, args.drafter)
@@ -92,9 +88,11 @@ def main(arguments=None) -> None:
     drafter = Lattice(loaded.source, args.num_candidates)
   asked = [list(q.tokens) for q in support.questions(
       model, args.questions, args.num_questions, [args.most_tokens], 0)[0]]
-  record: dict[str, Any] = {
-      **vars(args), 'device': jax.devices()[0].device_kind,
-      'num_prompts': len(asked), 'kind': loaded.facts.get('kind')}
+  done = support.record(args.out, {
+      **{name: getattr(args, name) for name in (
+          'target', 'dtype', 'new_tokens', 'most_tokens', 'num_candidates',
+          'seed')},
+      'num_prompts': len(asked), 'kind': loaded.facts.get('kind')})
   params = Models(
       target=model.params, drafter=loaded.params)
   for temperature in args.temperatures:
@@ -108,11 +106,7 @@ def main(arguments=None) -> None:
           f'{found.tokens} tokens, {seconds:.0f} s; '
           + ('no gap' if found.closed() else 'GAP'))
     print(table(found), flush=True)
-    record[f'temperature_{temperature:g}'] = found.to_dict()
-  if args.out:
-    path = pathlib.Path(args.out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + '\n')
+    done.add(f'T={temperature:g}', found.to_dict())
 
 
 if __name__ == '__main__':

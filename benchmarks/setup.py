@@ -98,7 +98,9 @@ class Record:
 def _command() -> str:
   """Returns the command to repeat, without this machine's folders."""
   script = pathlib.Path(sys.argv[0]).stem
-  return ' '.join([f'python -m benchmarks.{script}', *sys.argv[1:]])
+  words = [pathlib.Path(word).name if word.startswith('/') else word
+           for word in sys.argv[1:]]
+  return ' '.join([f'python -m benchmarks.{script}', *words])
 
 
 def _driver() -> str:

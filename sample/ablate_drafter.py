@@ -20,6 +20,7 @@ import argparse
 from concurrent.futures import ThreadPoolExecutor
 import dataclasses
 import json
+import os
 import pathlib
 import sys
 import time
@@ -217,6 +218,17 @@ def work(results: Results, jobs, seeds, args) -> None:
             flush=True)
 
 
+def tune_nothing(threads: int) -> None:
+  """Turns XLA's tuning on the device off if programs compile side by side.
+
+  Tuning runs candidates in memory that it shares with what runs meanwhile:
+  with jax 0.11.2 on an H100 that ended in failed checks and a crash.
+  """
+  flags = os.environ.get('XLA_FLAGS', '')
+  if threads > 1 and 'xla_gpu_autotune_level' not in flags:
+    os.environ['XLA_FLAGS'] = f'{flags} --xla_gpu_autotune_level=0'.strip()
+
+
 def prepared(make, seed: int) -> Job:
   """Returns a job whose programs are compiled."""
   job = make()
@@ -239,7 +251,10 @@ def parse(arguments=None) -> argparse.Namespace:
   parser.add_argument('--num_prompts', type=int, default=64)
   parser.add_argument('--new_tokens', type=int, default=128)
   parser.add_argument('--learning_rate', type=float, default=2e-3)
-  parser.add_argument('--threads', type=int, default=12)
+  parser.add_argument(
+      '--threads', type=int, default=1,
+      help='compilations at once; more than 1 turns XLA\'s tuning of GPU '
+      'kernels off, which is not safe while other programs run')
   parser.add_argument('--group', type=int, default=12)
   args = parser.parse_args(arguments)
   if args.seconds is None:
@@ -250,6 +265,7 @@ def parse(arguments=None) -> argparse.Namespace:
 def main(arguments=None) -> int:
   """Runs the program; returns the exit code."""
   args = parse(arguments)
+  tune_nothing(args.threads)
   tiny = args.target == 'tiny'
   base = {} if tiny else {
       'target': args.target, 'data.rollouts': args.rollouts or None,
@@ -261,7 +277,8 @@ def main(arguments=None) -> int:
   seeds = [int(s) for s in args.seeds.split(',')]
   own = {kind: ablate_variants.config(Variant('', '', kind), base, tiny)
          for kind in {v.kind for v in variants}}
-  setting = {**base, 'target': args.target, 'seconds': args.seconds}
+  setting = {**base, 'target': args.target, 'seconds': args.seconds,
+             'tuned': args.threads == 1}
   results = Results(output.prepare(args.out) / 'ablations.json', setting)
   keys = [ablate_variants.trimmed(v, own[v.kind]) for v in variants]
   for variant, key in zip(variants, keys, strict=True):

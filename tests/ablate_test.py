@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 from matplotlib import image
 import numpy as np
@@ -12,6 +13,7 @@ from sample import ablate_drafter, ablate_plots, ablate_variants
 from sample.ablate_variants import Variant
 from specjax.data.packing import Packed
 from specjax.distill import kinds
+from specjax.host import drafter as drafter_lib
 from specjax.host import tiny
 
 AXES = ablate_variants.axes()
@@ -63,18 +65,20 @@ def test_smaller_shares_are_in_larger_ones():
 
 
 def test_a_dry_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
+  monkeypatch.setenv('XLA_FLAGS', os.environ.get('XLA_FLAGS', ''))
   arguments = ['--target', 'tiny', '--only', 'layers', '--threads', '2',
-               '--seconds', '0.05', '--out', str(tmp_path)]
+               '--save', '--seconds', '0.05', '--out', str(tmp_path)]
   real, trained = ablate_drafter.Job.train, []
 
-  def train(job, seed, seconds):
+  def train(job, seed, seconds, folder):
     trained.append(job.variant.label)
     if trained == ['1', '2']:
       raise MemoryError('for once')
-    return real(job, seed, seconds)
+    return real(job, seed, seconds, folder)
 
   monkeypatch.setattr(ablate_drafter.Job, 'train', train)
   assert ablate_drafter.main(arguments) == 1
+  assert 'xla_gpu_autotune_level=0' in os.environ['XLA_FLAGS']
   path = tmp_path / 'ablations.json'
   first = json.loads(path.read_text())['runs']
   assert ['for once' in str(r.get('failed')) for r in first.values()] == [
@@ -86,6 +90,10 @@ def test_a_dry_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert row['changes'] == {'model.num_layers': layers}
     assert 1 <= row['tau'] <= 4 and len(row['conditional']) == 3
     assert row['step'] >= 1 and row['tokens'] > 0
+  saved = tmp_path / 'drafters'
+  assert [drafter_lib.load_drafter(
+      saved / f'layers-{n}', tiny.model()).facts['kind'] for n in (1, 2)] == [
+          'dspark'] * 2
   sizes = [r['parameters'] for r in data['runs'].values()]
   assert sizes[0] < sizes[1]
   ablate_plots.main(['--results', str(path)])

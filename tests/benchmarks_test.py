@@ -19,38 +19,11 @@ from benchmarks import (
   support,
   vocab_trim,
 )
-from specjax.core.control import _Track
-from specjax.distill import measure
 from specjax.host import drafter as drafter_lib
 from specjax.host import tiny
 from specjax.models.attention import Block
 
 QUICK = ['--target', 'tiny', '--drafter', 'tiny', '--threads', '2']
-
-
-def test_one_length_serves_all_rows():
-  """It brings most tokens of all rows for the time that a round takes."""
-  rule = batch_curve.Shared(costs=((2, 1.5), (4, 2.0)), probe_every=8)
-  context = measure.context([[1]] * 3, 4)
-
-  def limit(acceptance, done=(False, False, False), idle=0):
-    state = _Track(jnp.asarray(acceptance), jnp.ones(3),
-                   jnp.full((3,), idle))
-    return np.asarray(rule.limit(
-        state, context.replace(done=jnp.asarray(done)), 4)).tolist()
-
-  # Tokens a round 3 and 5 (all accepted), 1 and 1 (none).
-  assert limit([1.0, 1.0, 1.0]) == [4, 4, 4]
-  assert limit([0.0, 0.0, 0.0]) == [0, 0, 0]
-  # One good row of three: (5 + 1 + 1) / 2 and (3 + 1 + 1) / 1.5 a unit of
-  # time, against 3 of plain decoding.
-  assert limit([1.0, 0.0, 0.0]) == [4, 4, 4]
-  dear = batch_curve.Shared(costs=((2, 2.0), (4, 3.0)))
-  rule, cheap = dear, rule
-  assert limit([1.0, 0.0, 0.0]) == [0, 0, 0]
-  assert limit([1.0, 0.0, 0.0], (False, True, True)) == [4, 4, 4]
-  rule = cheap
-  assert limit([0.0, 0.0, 0.0], idle=7) != [0, 0, 0]  # a probe
 
 
 def test_costs_are_a_line_through_the_widths():
@@ -174,8 +147,10 @@ def test_gap(tmp_path):
       '--new_tokens', '6', '--most_tokens', '900', '--temperatures', '1',
       '--out', str(out)])
   found = json.loads(out.read_text())
-  assert found['num_prompts'] == 1 and found['kind'] == 'dspark'
-  found = found['temperature_1']
+  setting = found['setting']
+  assert setting['num_prompts'] == 1 and setting['kind'] == 'dspark'
+  assert list(found['sections']) == ['T=1']
+  found = found['sections']['T=1']
   assert found['tokens'] == 6 and found['decoded']['number'][0] > 0
   assert 0.1 < found['forced']['mean'][0] < 0.9
   assert found['largest'][0] < 1e-5

@@ -70,6 +70,7 @@ _CHAIN = ChainLM(3, _LM)
 _STOPS = dataclasses.replace(_CHAIN, confidence_threshold=0.5)
 # Drafts, gives up, probes: with these prices rows go on and off.
 _ON_AND_OFF = control.Tracking(draft_cost=0.15, decay=0.6, probe_every=2)
+_TOGETHER = control.Shared(draft_cost=0.15, decay=0.6, probe_every=2)
 
 # Lossy rules where they are exact, and where they are not.
 _AS_EXACT = (Lenient(1.0), Typical(1.0, 1e9), Lantern(0, delta=0.5),
@@ -148,6 +149,7 @@ def _chains(full: bool) -> list[Sampled]:
   confidence = Adaptive(_CHAIN, control.Confidence())
   on_and_off = Adaptive(_CHAIN.resyncing(), _ON_AND_OFF, exact_shape=False,
                         widths=(0, 1))
+  together = dataclasses.replace(on_and_off, controller=_TOGETHER)
   rules, points = (Speculative(), Block()), (Speculative(), Match())
   light = SETTING if full else LIGHT
   coupled = TreeLM(tree.chain(3), _LM, 'coupled')
@@ -167,6 +169,7 @@ def _chains(full: bool) -> list[Sampled]:
       Sampled('heuristic length', heuristic, rules, light),
       Sampled('confident length', confidence, rules, light),
       Sampled('on and off', on_and_off, rules, light),
+      Sampled('one length', together, points, light),
       Sampled('lookup', Lookup(3, 2), points, light),
       Sampled('lookup tree', LookupTree((2, 1), 2),
               (*points, GreedyMultiDraft(), Traversal()), light),

@@ -227,3 +227,37 @@ class Tracking(Fixed):
         weight=jnp.where(tests > 0, weight, state.weight),
         idle=jnp.where(num > 0, 0, state.idle + 1).astype(jnp.int32))
     return jax.tree.map(lambda n, o: jnp.where(active, n, o), new, state)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shared(Tracking):
+  """`Tracking` with one length for all rows: they share the target's step.
+
+  A row cannot be drafted for without widening everybody's block, so the
+  length is the one that brings most tokens of all rows a unit of time. It is
+  fixed before anything is drawn: the law stays exact.
+
+  Attributes:
+    costs: `((width, cost), ...)`: time of a round at a block width > 0, over
+      a plain step of the same batch. Only these widths are chosen. Empty: all
+      widths, with the costs of `Tracking`.
+  """
+
+  costs: tuple[tuple[int, float], ...] = ()
+
+  def limit(self, state: Any, context: Context, width: int) -> Array:
+    costs = self.costs or tuple(
+        (w, self.verify_cost + w * self.draft_cost)
+        for w in range(1, width + 1))
+    active = ~context.done
+    gains = []
+    for num, cost in costs:
+      expected = expected_length(state.acceptance, min(num, width))
+      gains.append(jnp.sum(jnp.where(active, expected, 0.0)) / cost)
+    gain = jnp.stack(gains) / jnp.maximum(jnp.sum(active), 1)
+    best = jnp.asarray([min(num, width) for num, _ in costs])[
+        jnp.argmax(gain)]
+    idle = jnp.max(jnp.where(active, state.idle, 0))
+    off = (jnp.max(gain) <= self.margin) & (idle < self.probe_every - 1)
+    return jnp.broadcast_to(
+        jnp.where(off, 0, best), active.shape).astype(jnp.int32)

@@ -53,7 +53,7 @@ _HEAD_KEYS = {
     'speculative_token_tree', 'draft_sample_method', 'use_dynamic_tree',
     'tree_depth', 'tree_top_k', 'lattice', 'num_candidates', 'copy_max'}
 _SHARED = {'method', 'num_speculative_tokens', 'draft_len_schedule',
-           'exact_shape', 'draft_cost', 'widths'}
+           'exact_shape', 'draft_cost', 'widths', 'round_costs'}
 _KEYS = {
     'null': set(),
     'ngram': {'prompt_lookup_min', 'prompt_lookup_max', 'prefer',
@@ -69,6 +69,7 @@ _KEYS = {
 _TYPES: dict[str, Any] = {
     'method': str, 'num_speculative_tokens': int, 'draft_len_schedule': str,
     'exact_shape': bool, 'draft_cost': numbers.Real, 'widths': Sequence,
+    'round_costs': Sequence,
     'prompt_lookup_min': int, 'prompt_lookup_max': int, 'prefer': str,
     'max_ngram': int, 'init': str, 'width': int, 'redraft': str,
     'model': (str, Model, trained.Loaded),
@@ -86,7 +87,7 @@ _TYPE_NAMES = {str: 'a string', int: 'an integer', bool: 'true or false',
                (str, int, Sequence): 'a path, a number or a list of ids'}
 # vLLM's words for how a drafter chooses its tokens.
 _SAMPLE_METHODS = {'greedy': 'top_k', 'probabilistic': 'iid'}
-_SCHEDULES = ('constant', 'heuristic', 'confidence', 'tracking')
+_SCHEDULES = ('constant', 'heuristic', 'confidence', 'tracking', 'shared')
 
 
 def build(
@@ -99,9 +100,10 @@ def build(
     config: vLLM's JSON: `method` ('ngram', 'draft_model', also 'null' and
       'input_guided'), `num_speculative_tokens`, `prompt_lookup_min/max`,
       `model`; and `draft_len_schedule` ('constant', 'heuristic',
-      'confidence', 'tracking'), `draft_confidence_threshold`,
+      'confidence', 'tracking', 'shared'), `draft_confidence_threshold`,
       `exact_shape`, `widths` (block widths compiled beside K when
-      `exact_shape` is false), `draft_cost`, `prefer`, `max_ngram`. With
+      `exact_shape` is false), `draft_cost`, `round_costs` (of 'shared': of
+      each width above 0, K last), `prefer`, `max_ngram`. With
       `model` and no `method` the method is 'draft_model', as in vLLM.
       Trees: `prompt_lookup_lengths` (tokens of each match, side by side);
       `speculative_token_tree` (`core.topologies.parse`) with
@@ -133,8 +135,11 @@ def build(
   allowed = _SHARED | _KEYS[method]
   unknown = sorted(set(config) - allowed)
   if unknown:
+    hint = ''
+    if 'method' not in config and set(unknown) <= _HEAD_KEYS:
+      hint = f" (model={config.get('model')!r} is no folder of a drafter)"
     raise ValueError(f'speculative_config keys {unknown} are unknown for '
-                     f'method {method!r}; known are {sorted(allowed)}')
+                     f'method {method!r}{hint}; known are {sorted(allowed)}')
   for key, value in config.items():
     kind = _TYPES[key]
     if not isinstance(value, kind) or (
@@ -271,20 +276,35 @@ def _scheduled(drafter: Any, config: dict[str, Any]) -> Any:
         "draft_len_schedule='confidence' needs a drafter that reports its "
         "probabilities ('draft_model'); use 'heuristic' or 'tracking'")
   exact = config.get('exact_shape', True)
-  cost = config.get('draft_cost', 0.0)
-  if cost < 0:
-    raise ValueError(f'draft_cost={cost}: must be >= 0')
-  controllers: dict[str, Any] = {
-      'heuristic': control.Heuristic(), 'confidence': control.Confidence(),
-      'tracking': control.Tracking(draft_cost=cost)}
-  controller = controllers[schedule]
   if not exact and isinstance(drafter, ChainLM):
     drafter = drafter.resyncing()
   num = drafter.topology.num_nodes
   widths = tuple(config.get('widths') or {0, 1, num // 2} - {num})
   if not all(isinstance(w, int) for w in widths):
     raise ValueError(f'widths={list(widths)}: must be integers')
-  return Adaptive(drafter, controller, exact_shape=exact, widths=widths)
+  return Adaptive(drafter, _controller(schedule, config, {*widths, num}),
+                  exact_shape=exact, widths=widths)
+
+
+def _controller(schedule: str, config: dict[str, Any], widths: set[int]):
+  """Returns the controller of a schedule that is not 'constant'."""
+  cost = config.get('draft_cost', 0.0)
+  if cost < 0:
+    raise ValueError(f'draft_cost={cost}: must be >= 0')
+  costs = config.get('round_costs', ())
+  if costs and schedule != 'shared':
+    raise ValueError("'round_costs' goes with draft_len_schedule='shared'")
+  drafting = sorted(widths - {0})
+  if costs and (len(costs) != len(drafting) or not all(
+      isinstance(c, numbers.Real) and c > 0 for c in costs)):
+    raise ValueError(f'round_costs={list(costs)}: must be numbers > 0, one '
+                     f'for each of the widths {drafting}')
+  controllers: dict[str, Any] = {
+      'heuristic': control.Heuristic(), 'confidence': control.Confidence(),
+      'tracking': control.Tracking(draft_cost=cost),
+      'shared': control.Shared(
+          draft_cost=cost, costs=tuple(zip(drafting, costs, strict=False)))}
+  return controllers[schedule]
 
 
 def draft_lm(target: Model, drafter: Model) -> Any:

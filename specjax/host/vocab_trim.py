@@ -34,6 +34,8 @@ def read(
   Raises:
     ValueError: no such file, ids or counts that are not for V tokens.
   """
+  if isinstance(what, str) and what.isdecimal():  # of a command line
+    what = int(what)
   if isinstance(what, int):
     if counts is None:
       raise ValueError(f'draft_vocab={what}: a number of tokens needs '

@@ -182,3 +182,37 @@ def test_tracking_is_frozen_for_finished_rows():
   after = update(rule, state, draft, verdict, jnp.asarray([True, False]))
   assert after.acceptance[0] > state.acceptance[0]
   assert after.acceptance[1] == state.acceptance[1]
+
+
+def test_one_length_serves_all_rows():
+  """It brings most tokens of all rows for the time that a round takes."""
+  rule = control.Shared(costs=((2, 1.5), (4, 2.0)), probe_every=8)
+  context = toys.context([[1]] * 3)
+
+  def limit(acceptance, done=(False, False, False), idle=0):
+    state = control._Track(jnp.asarray(acceptance), jnp.ones(3),
+                   jnp.full((3,), idle))
+    return np.asarray(rule.limit(
+        state, context.replace(done=jnp.asarray(done)), 4)).tolist()
+
+  # Tokens a round 3 and 5 (all accepted), 1 and 1 (none).
+  assert limit([1.0, 1.0, 1.0]) == [4, 4, 4]
+  assert limit([0.0, 0.0, 0.0]) == [0, 0, 0]
+  # One good row of three: (5 + 1 + 1) / 2 and (3 + 1 + 1) / 1.5 a unit of
+  # time, against 3 of plain decoding.
+  assert limit([1.0, 0.0, 0.0]) == [4, 4, 4]
+  dear = control.Shared(costs=((2, 2.0), (4, 3.0)))
+  rule, cheap = dear, rule
+  assert limit([1.0, 0.0, 0.0]) == [0, 0, 0]
+  assert limit([1.0, 0.0, 0.0], (False, True, True)) == [4, 4, 4]
+  rule = cheap
+  assert limit([0.0, 0.0, 0.0], idle=7) != [0, 0, 0]  # a probe
+  # Without costs: the straight line of the two numbers.
+  line = dict(draft_cost=0.25, verify_cost=1.0, probe_every=8)
+  listed = control.Shared(costs=tuple(
+      (w, 1 + w / 4) for w in (1, 2, 3, 4)), probe_every=8)
+  for acceptance in ([0.9, 0.8, 0.7], [0.5, 0.1, 0.9], [0.2, 0.2, 0.2]):
+    rule = listed
+    want = limit(acceptance)
+    rule = control.Shared(**line)
+    assert limit(acceptance) == want

@@ -176,8 +176,10 @@ def test_every_row_keeps_to_its_own_options(mixed):
 
 @pytest.mark.parametrize('drafter', [
     None, {'method': 'ngram', 'num_speculative_tokens': 5, 'prefer': 'oldest',
-           'draft_len_schedule': 'heuristic'}, toy_text.model(1)],
-    ids=['plain', 'lookup', 'model'])
+           'draft_len_schedule': 'heuristic'}, toy_text.model(1), {
+               'num_speculative_tokens': 4, 'draft_len_schedule': 'shared',
+               'widths': [0, 2], 'round_costs': [1.05, 1.2]}],
+    ids=['plain', 'lookup', 'model', 'one length'])
 def test_greedy_and_matched_texts_do_not_depend_on_the_drafter(
     mixed, drafter):
   again = run(PROMPTS, MIXED, drafter, verify='match')
