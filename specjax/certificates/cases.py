@@ -24,6 +24,7 @@ from specjax.certificates.jobs import (
   Job,
   Sampled,
 )
+from specjax.certificates.pictures import Pictures
 from specjax.certificates.setting import Setting
 from specjax.core import control, topologies, tree
 from specjax.core.types import (
@@ -112,8 +113,8 @@ def arrays(vocab_size: int) -> dict[str, np.ndarray]:
 def grid(full: bool = False) -> tuple[Job, ...]:
   """Returns all jobs; `full` adds every tree under every way of drafting."""
   jobs: tuple[Job, ...] = (
-      *_exact(full), *_chains(full), *_trees(full), *_jacobi(), *_greedy(),
-      *_layouts(full), *_faults())
+      *_exact(full), *_chains(full), *_trees(full), *_jacobi(),
+      *_pictures(full), *_greedy(), *_layouts(full), *_faults())
   names = [name for job in jobs for name in job.names]
   assert len(names) == len(set(names)), 'row names are to be unique'
   return jobs
@@ -192,6 +193,25 @@ def _jacobi() -> list[Job]:
       Drafted('jacobi window', FaultyWindow(Jacobi(3, 3, redraft='coupled')),
               Sharper(3, filters=False),
               (Fault.LAW_BEFORE_REDRAW, Fault.TOKENS_BEFORE_REDRAW))]
+
+
+def _pictures(full: bool) -> list[Sampled]:
+  """Returns codes of images under guidance, by a decoder with classes."""
+  setting = Pictures(filters=full)
+  chain = ChainLM(3, setting.small)
+  jobs = [
+      Sampled('guided images', chain, (Speculative(), Match()), setting,
+              closed_form=True),
+      Sampled('guided images, jacobi', Jacobi(3, _V, redraft='coupled'),
+              (Speculative(),), setting)]
+  if full:
+    jobs += [
+        Sampled('guided images', chain, (Block(), *_LOSSY[2:4]), setting,
+                arrays(_V)),
+        Sampled('guided images, tree (2,1)', TreeLM(
+            TREES[0], setting.small, 'without_replacement'),
+                (Speculative(), Traversal()), setting)]
+  return jobs
 
 
 def _greedy() -> list[Sampled]:

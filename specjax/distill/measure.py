@@ -26,6 +26,8 @@ class Measured(NamedTuple):
       accepted it (jointly with those before it).
     conditional: f64[D], the same given that all before it were accepted.
     rounds, tokens: int, totals. texts: int32 arrays, prompt included.
+    one_step_tv: of a lossy rule, estimated, mean of the tokens; 0 for exact
+      ones.
   """
 
   tau: float
@@ -34,6 +36,7 @@ class Measured(NamedTuple):
   rounds: int
   tokens: int
   texts: tuple[np.ndarray, ...]
+  one_step_tv: float = 0.0
 
 
 def context(
@@ -93,5 +96,5 @@ def acceptance(
       tau=new / max(rounds, 1),
       per_position=accepted / np.maximum(drafted, 1),
       conditional=accepted / np.maximum(reached, 1), rounds=rounds,
-      tokens=new,
+      tokens=new, one_step_tv=float(counts.excess.sum()) / max(new, 1),
       texts=tuple(t[:n] for t, n in zip(tokens, lengths, strict=True)))

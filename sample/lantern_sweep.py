@@ -1,0 +1,325 @@
+"""Quality against speed of image decoding: exact, relaxed, without training.
+
+  python -m sample.lantern_sweep --target out/image_ar/model \
+      --tokenizer out/vq/tokenizer --drafter out/image_ar_small/model \
+      --data cifar10_jpeg.npz --samples 10000 --out out/sweep
+  python -m sample.lantern_sweep --target random --features none --out out/try
+
+Decodes images with every rule over neighbours k, limits delta and lambda,
+temperatures and scales of guidance (`sample.lantern_points`), and writes for
+each, to `sweep.json`:
+
+* tokens a round; the one-step total variation, as it estimates itself;
+* the time of an image at each of `--batches`, over plain decoding of the same
+  classes in turn with it (prompt included, pixels left out);
+* the Frechet distance of `--samples` images to the test images, with the
+  spread of resampled samples; beside them the distance of real images from
+  real ones, and of what the tokenizer makes of the test images.
+
+Greedy decoding draws one image a class, so no distance is taken of it. The
+same command goes on after an interruption. `sample.lantern_plots` draws.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+import dataclasses
+import pathlib
+import sys
+import time
+from typing import Any
+
+import jax
+from ml_collections import config_dict
+import numpy as np
+
+from sample import lantern_plots
+from sample.lantern_points import DRAFTER, Point, describe, points
+from specjax import verify
+from specjax.core.round import Engine
+from specjax.core.types import Models
+from specjax.distill import measure
+from specjax.eval import classifier, distances, features
+from specjax.eval.statistics import Statistics
+from specjax.host import cli, image_sampling, images, methods
+from specjax.host import results as results_lib
+from specjax.host.load import Model
+from specjax.io import output
+from specjax.models import vq
+from specjax.models.classifier import Classifier
+from specjax.models.guided import Guided
+from train import image_data
+
+# Of a Frechet distance; each decomposes a matrix.
+_RESAMPLES = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+  """What all points share: models, codes, classes."""
+
+  target: Model
+  drafter: Model | None
+  tokenizer: images.Tokenizer
+  grid: tuple[int, int]
+  num_classes: int
+
+  @property
+  def length(self) -> int:
+    """Codes of an image."""
+    return self.grid[0] * self.grid[1]
+
+  def labels(self, num: int) -> np.ndarray:
+    """Returns int64[num]: classes in turn."""
+    return np.arange(num) % self.num_classes
+
+  def pixels(self, texts) -> np.ndarray:
+    """Returns uint8[N,H,W,3] of decoded texts, prompts included."""
+    codes = np.stack([t[-self.length:] for t in texts])
+    return self.tokenizer.decode(codes.reshape(-1, *self.grid))
+
+
+class Way:
+  """A point made ready to decode."""
+
+  def __init__(self, scene: Scene, point: Point):
+    """Prepares; compiled at the first call of a batch size."""
+    self.scene, self.point = scene, point
+    target = guided(scene.target, point.guidance)
+    drafting = dict(point.drafting or {'method': 'null'})
+    if drafting.get('model') == DRAFTER:
+      assert scene.drafter is not None
+      drafting['model'] = guided(scene.drafter, point.guidance)
+    drafter, params = methods.build(drafting, target)
+    tables, options = None, dict(point.options)
+    if point.verify == 'auto':
+      rule = verify.get('speculative')
+    else:
+      rule = verify.get(point.verify, **options)
+    if point.reads_codebook:
+      vectors = np.asarray(vq.unit(scene.tokenizer.params['codebook']))
+      tables = {'neighbours': verify.neighbours(
+          vectors, point.options['num_neighbours'])}
+    self.engine = Engine(target.lm, drafter, rule)
+    self.params = Models(target=target.params, drafter=params,
+                         verifier=tables)
+
+  def __call__(self, labels, seed: int) -> measure.Measured:
+    """Decodes an image of each class in `labels`."""
+    first = self.scene.target.vocab_size
+    start = measure.context(
+        [[first + int(label)] for label in labels], self.scene.length,
+        temperature=self.point.temperature, seed=seed)
+    # A class is one token.
+    return measure.acceptance(self.engine, self.params, start, chunk=1)
+
+
+def guided(model: Model, scale: float) -> Model:
+  """Returns a model under guidance, itself at scale 1."""
+  if scale == 1:
+    return model
+  lm: Any = Guided(model.lm, scale)
+  return dataclasses.replace(model, lm=lm)
+
+
+class Judge:
+  """Distances of samples to the test images."""
+
+  def __init__(self, extract: features.FeatureExtractor, real: np.ndarray):
+    """Takes the features of the real images once."""
+    self.extract = extract
+    self.name = features.names(extract).frechet
+    self.real = extract(real)
+    self.reference = Statistics.of(self.real, extractor=extract.name)
+
+  def score(self, pixels: np.ndarray) -> dict[str, float]:
+    """Returns the distance, and twice its standard error by resampling."""
+    found = distances.bootstrap(
+        self._distance, self.extract(pixels), resamples=_RESAMPLES,
+        level=0.95)
+    return {'distance': found.value, 'half_width':
+            (found.high - found.low) / 2}
+
+  def context(self, scene: Scene, real: np.ndarray) -> dict[str, float]:
+    """Returns what the distance of samples is to be compared with."""
+    codes = scene.tokenizer.encode(real)
+    return {
+        'tokenizer': self._distance(self.extract(
+            scene.tokenizer.decode(codes))),
+        'floor': distances.floor(self.real, len(self.real) // 2),
+        'real_images': len(real)}
+
+  def _distance(self, found: np.ndarray) -> float:
+    return distances.frechet(
+        self.reference, Statistics.of(found, extractor=self.extract.name))
+
+
+def quality(
+    scene: Scene, way: Way, judge: Judge | None, args: argparse.Namespace
+) -> dict[str, Any]:
+  """Decodes many images; returns acceptance, distortion, distance."""
+  num = args.samples if way.point.temperature else scene.num_classes
+  size = min(args.batch_size, num)
+  labels = scene.labels(-(-num // size) * size).reshape(-1, size)
+  found = [way(row, args.seed + 1 + i) for i, row in enumerate(labels)]
+  tokens, rounds = (sum(getattr(f, n) for f in found)
+                    for n in ('tokens', 'rounds'))
+  out: dict[str, Any] = {
+      'samples': num, 'tau': tokens / rounds,
+      'conditional': np.mean([f.conditional for f in found], 0).tolist(),
+      'one_step_tv': float(np.mean([f.one_step_tv for f in found]))}
+  if judge is not None and way.point.temperature:
+    texts = [t for f in found for t in f.texts][:num]
+    out |= judge.score(scene.pixels(texts))
+  return out
+
+
+def speed(
+    scene: Scene, way: Way, plain: Way, batch: int, repeats: int, seed: int
+) -> dict[str, float]:
+  """Returns seconds a batch of images, in turn with plain decoding."""
+  labels = scene.labels(batch * (repeats + 1)).reshape(-1, batch)
+  times: list[tuple[float, float]] = []
+  for number, row in enumerate(labels):
+    pair = []
+    for one in (plain, way):
+      begin = time.perf_counter()
+      one(row, seed + number)  # waits for the result
+      pair.append(time.perf_counter() - begin)
+    times.append((pair[0], pair[1]))
+  ratios = [a / b for a, b in times[1:]]  # the first compiles
+  return {'seconds': float(np.median([b for _, b in times[1:]])),
+          'plain_seconds': float(np.median([a for a, _ in times[1:]])),
+          'speedup': float(np.median(ratios)), 'least': min(ratios),
+          'most': max(ratios), 'repeats': repeats}
+
+
+def scene_of(args: argparse.Namespace) -> Scene:
+  """Loads the models.
+
+  Raises:
+    ValueError: models of different codes, or a drafter of other classes.
+  """
+  if args.target == 'random':
+    model, facts, tokenizer = image_sampling.random_models()
+    small = model if args.drafter else None
+  else:
+    if not args.tokenizer:
+      raise ValueError('--tokenizer: give the folder that train.vq wrote')
+    model, facts = images.load_lm(args.target, dtype=args.dtype)
+    tokenizer = images.load_tokenizer(args.tokenizer)
+    small = args.drafter and images.load_lm(
+        args.drafter, dtype=args.dtype)[0]
+  for what, one in (('--tokenizer', tokenizer.config.num_codes),
+                    ('--drafter', small and small.vocab_size)):
+    if one and one != model.vocab_size:
+      raise ValueError(f'{what}: {one} codes, but {args.target} has '
+                       f'{model.vocab_size}')
+  if small and small.lm.num_ids != model.lm.num_ids:
+    raise ValueError('--drafter: of other classes than the target')
+  return Scene(model, small or None, tokenizer, tuple(facts['grid']),
+               len(facts['data']['classes']))
+
+
+def judge_of(args: argparse.Namespace) -> tuple[Judge, np.ndarray] | None:
+  """Returns the judge and the real images; None without `--features`."""
+  if args.features == 'none':
+    return None
+  section = config_dict.ConfigDict(dict(
+      path=args.data or None, test=None, held_out=0.1))
+  real = image_data.read(section, args.seed).test.images
+  extract: Any = (
+      features.Lite0.load(quiet=True, layer=args.layer)
+      if args.features == 'lite0'
+      else classifier.load(args.features, Classifier.of))
+  return Judge(extract, real), real
+
+
+def work(scene: Scene, judge: Judge | None, args, data, save) -> None:
+  """Measures what is not there yet; writes after each point."""
+  plain: Way | None = None
+  for point in points(args, scene.target.vocab_size):
+    if point.family == 'plain':
+      jax.clear_caches()  # each setting has programs of its own
+      plain = Way(scene, point)
+    if point.key in data['points']:
+      continue
+    assert plain is not None
+    way = plain if point.family == 'plain' else Way(scene, point)
+    row = {**describe(point), **quality(scene, way, judge, args)}
+    row['speed'] = {str(batch): speed(
+        scene, way, plain, batch, args.repeats, args.seed)
+                    for batch in args.batches}
+    data['points'][point.key] = row
+    save()
+    print(f'{point.key}: tau {row["tau"]:.2f}, speed-up ' + ', '.join(
+        f'{s["speedup"]:.2f}x at {b}' for b, s in row['speed'].items())
+        + f', one-step TV {row["one_step_tv"]:.3f}'
+        + (f', {judge.name} {row["distance"]:.3f} +- {row["half_width"]:.3f}'
+           if judge and 'distance' in row else ''), flush=True)
+
+
+def numbers(kind: type) -> Callable[[str], list[Any]]:
+  """Returns what reads numbers by commas."""
+  return lambda text: [kind(x) for x in text.split(',') if x]
+
+
+def parse(arguments=None) -> argparse.Namespace:
+  """Returns the options."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--out', required=True)
+  parser.add_argument('--target', required=True, help="or 'random'")
+  parser.add_argument('--tokenizer', default='')
+  parser.add_argument('--drafter', default='', help='a smaller decoder')
+  parser.add_argument('--dtype', default=None)
+  parser.add_argument('--data', default='', help='the test images')
+  parser.add_argument('--features', default='lite0',
+                      help="'lite0', a classifier's folder, or 'none'")
+  parser.add_argument('--layer', default='pool', choices=features.LAYERS)
+  parser.add_argument('--samples', type=int, default=10_000)
+  parser.add_argument('--batch_size', type=int, default=250)
+  parser.add_argument('--batches', type=numbers(int), default=[1])
+  parser.add_argument('--repeats', type=int, default=8)
+  parser.add_argument('--neighbours', type=numbers(int), default=[10, 100])
+  parser.add_argument('--delta', type=numbers(float),
+                      default=[0.05, 0.1, 0.2, 0.4])
+  parser.add_argument('--lam', type=numbers(float), default=[2.0, 5.0])
+  parser.add_argument('--group', type=numbers(int), default=[14])
+  parser.add_argument('--temperatures', type=numbers(float), default=[1.0])
+  parser.add_argument('--guidance', type=numbers(float), default=[1.0, 2.0])
+  parser.add_argument('--num_draft', type=int, default=5)
+  parser.add_argument('--tree', default='branching:4,2,2,1')
+  parser.add_argument('--window', type=int, default=16)
+  parser.add_argument('--seed', type=int, default=0)
+  return parser.parse_args(arguments)
+
+
+def main(arguments=None) -> int:
+  """Runs the program; returns the exit code."""
+  args = parse(arguments)
+  out = pathlib.Path(output.prepare(args.out))
+  cli.start(False)
+  scene = scene_of(args)
+  found = judge_of(args)
+  judge = found and found[0]
+  setting = {k: v for k, v in vars(args).items() if k not in (
+      'out', 'neighbours', 'delta', 'lam', 'group', 'temperatures',
+      'guidance')}
+  data: dict[str, Any] = {
+      'setting': setting, 'device': results_lib.device_name(),
+      'versions': results_lib.versions(), 'points': {}}
+  path = out / 'sweep.json'
+  if path.exists():
+    data = lantern_plots.read(path, setting)
+  if found and 'reference' not in data:
+    data['reference'] = {
+        'name': found[0].name, **found[0].context(scene, found[1])}
+  work(scene, judge or None, args, data,
+       lambda: output.write_json(path, data))
+  lantern_plots.draw(data, out)
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())
