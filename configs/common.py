@@ -1,4 +1,4 @@
-"""What several configs share: sampling and speculation with every key."""
+"""What several configs share: data, sampling and speculation, every key."""
 
 import pathlib
 
@@ -61,6 +61,17 @@ def online(**values) -> config_dict.ConfigDict:
       enabled=bool, every=_INT, steps=_INT, learning_rate=_FLOAT,
       clip_norm=_FLOAT, length=_INT, places=_INT)
   return _section(types, values)
+
+
+def images(**values) -> config_dict.ConfigDict:
+  """Returns the images that a program learns from; `path` has to be given.
+
+  `path` is a dataset of `train.images`, an .npz of images or 'synthetic';
+  `test` is another .npz to be tested on. Without it, where `path` has no test
+  split, the share `held_out` of its images is not learnt from.
+  """
+  return _section(
+      dict(path=_STR, test=_STR), {'held_out': 0.1, **values})
 
 
 def _section(types, values) -> config_dict.ConfigDict:

@@ -13,14 +13,15 @@
 
 from ml_collections import config_dict
 
+from configs import common
+
 
 def get_config(arg: str = '') -> config_dict.ConfigDict:
   """Returns the config; `arg` is '', 'small' or 'tiny'."""
   config = config_dict.ConfigDict()
   config.mesh = (1, 1)
   config.seed = 0
-  config.data = config_dict.ConfigDict(
-      dict(path=config_dict.placeholder(str)))
+  config.data = common.images()
   config.tokenizer = config_dict.placeholder(str)
   config.model = config_dict.ConfigDict(dict(
       num_layers=7, num_heads=8, embed_dim=512, dtype='bfloat16'))

@@ -3,13 +3,15 @@
   python -m train.vq --config configs/vq_cifar10.py \
       --config.data.path=cifar10.npz --out out/vq
 
-`data.path` is a dataset of `train.images`, or the .npz itself. Trains for
-`config.minutes`.
+`data.path` is a dataset of `train.images`, an .npz of CIFAR-10's JPEG files,
+or one of plain images (docs/images.md). Trains for `config.minutes`.
 
   --config configs/vq_cifar10.py:tiny   made-up images, seconds
 """
 
 from ml_collections import config_dict
+
+from configs import common
 
 
 def get_config(arg: str = '') -> config_dict.ConfigDict:
@@ -17,8 +19,7 @@ def get_config(arg: str = '') -> config_dict.ConfigDict:
   config = config_dict.ConfigDict()
   config.mesh = (1, 1)
   config.seed = 0
-  config.data = config_dict.ConfigDict(
-      dict(path=config_dict.placeholder(str)))
+  config.data = common.images()
   config.model = config_dict.ConfigDict(dict(
       num_codes=4096, code_dim=8, channels=64, multipliers=(1, 2),
       num_res_blocks=2, latent_dim=128, attention=True, dtype='bfloat16'))

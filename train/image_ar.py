@@ -45,10 +45,7 @@ def main() -> int:
     raise ValueError('config.tokenizer: give the folder of a tokenizer of '
                      'train.vq')
   tokenizer = images.load_tokenizer(config.tokenizer)
-  data = image_data.read(config.data, config.seed)
-  if data.train.labels is None:
-    raise ValueError(f'config.data.path={config.data.path}: these images have '
-                     'no labels')
+  data = image_data.read(config.data, config.seed, labels=True)
   begin = time.monotonic()
   run = Run(config, data, tokenizer, mesh, out)
   cli.note(f'{len(data.train)} images of {run.length} codes, encoded in '

@@ -65,8 +65,8 @@ class Run(abc.ABC):
   """A model in training: what the loop asks of it.
 
   Attributes:
-    config: with `steps` or `minutes`, `log_every`, `eval_every`,
-      `save_every` and `optimizer`.
+    config: with `steps` or `minutes` (or what `plan` needs in its place),
+      `log_every`, `eval_every`, `save_every` and `optimizer`.
     rates: f32[steps], the learning rate of every step, once the length of
       the run is fixed.
   """
@@ -289,13 +289,13 @@ def test(
 
 def check(config: Any) -> None:
   """Raises ValueError for values that cannot be run."""
-  for name in ('minutes', 'batch_size', 'log_every', 'eval_every',
-               'save_every'):
+  length = 'epochs' if 'epochs' in config else 'minutes'
+  for name in (length, 'batch_size', 'log_every', 'eval_every', 'save_every'):
     if not config[name] > 0:
       raise ValueError(f'config.{name}={config[name]}: must be > 0')
   if config.steps < 0:
     raise ValueError(f'config.steps={config.steps}: must be > 0, or 0 for as '
-                     'many as fit into config.minutes')
+                     f'many as fit into config.{length}')
   data = config.mesh[0]
   if data > 0 and config.batch_size % data:
     raise ValueError(f'config.batch_size={config.batch_size}: must be a '

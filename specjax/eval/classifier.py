@@ -18,16 +18,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
 from specjax.eval.features import check_images, in_batches
-from specjax.io import output, safetensors
+from specjax.io import model_folder
 from specjax.io.errors import FormatError
 
 _FORMAT = 'specjax-classifier'
-_CONFIG, _ARRAYS = 'config.json', 'model.safetensors'
 
 
 class Network(Protocol):
@@ -103,7 +101,7 @@ def digest(network: Network, params: Any) -> str:
     ValueError: weights that are not finite.
   """
   found = hashlib.sha256(json.dumps(network.options, sort_keys=True).encode())
-  for name, array in sorted(_flat(params).items()):
+  for name, array in sorted(model_folder.flat(params).items()):
     if not np.isfinite(array).all():
       raise ValueError(f'{name}: holds values that are not finite')
     found.update(f'{name}{array.shape}'.encode())
@@ -119,15 +117,9 @@ def save(folder: str | Path, classifier: TrainedClassifier) -> Path:
   Raises:
     OutputError: the folder holds something else, or cannot be written.
   """
-  folder = Path(folder).expanduser()
-  with output.folder(folder, replaces=_is_own) as new:
-    safetensors.write(
-        new / _ARRAYS, _flat(classifier.params), {'format': _FORMAT})
-    output.write_json(new / _CONFIG, {
-        'format': _FORMAT, 'name': classifier.name,
-        'classes': list(classifier.classes),
-        'options': classifier.network.options, 'facts': classifier.facts})
-  return folder
+  return model_folder.save(folder, _FORMAT, classifier.params, {
+      'name': classifier.name, 'classes': list(classifier.classes),
+      'options': classifier.network.options, 'facts': classifier.facts})
 
 
 def load(
@@ -145,58 +137,19 @@ def load(
     FormatError: no such folder, damaged, or weights that are not those that
       were saved.
   """
-  folder = Path(folder).expanduser()
-  if not (folder / _CONFIG).is_file():
-    raise FormatError(f'{folder}: no {_CONFIG}; is it a classifier?')
-  values = safetensors.read_json(folder / _CONFIG)
-  if values.get('format') != _FORMAT:
-    raise FormatError(f'{folder / _CONFIG}: format='
-                      f'{values.get("format")!r}, expected {_FORMAT!r}')
+  values, arrays = model_folder.load(folder, _FORMAT)
   try:
     network = build(values['options'])
     wanted = jax.eval_shape(network.init, jax.random.key(0))
-    params = _filled(wanted, {
-        k: v.read() for k, v in safetensors.read(folder / _ARRAYS).items()})
     found = TrainedClassifier(
-        network, params, batch=batch, classes=tuple(values['classes']),
-        facts=values['facts'])
+        network, model_folder.fitted(folder, arrays, wanted), batch=batch,
+        classes=tuple(values['classes']), facts=values['facts'])
   except FormatError:
     raise
   except (KeyError, TypeError, ValueError) as error:
     raise FormatError(f'{folder}: damaged: {error}') from error
   if found.name != values.get('name'):
     raise FormatError(
-        f'{folder}: weights of {found.name}, {_CONFIG} tells of '
+        f'{folder}: weights of {found.name}, config.json tells of '
         f'{values.get("name")}: one of the files was replaced')
   return found
-
-
-def _is_own(folder: Path) -> bool:
-  try:
-    return safetensors.read_json(folder / _CONFIG).get('format') == _FORMAT
-  except FormatError:
-    return False
-
-
-def _flat(params: Any) -> dict[str, npt.NDArray[np.float32]]:
-  found = jax.tree_util.tree_flatten_with_path(params)[0]
-  return {_name(path): np.asarray(x, np.float32) for path, x in found}
-
-
-def _filled(wanted: Any, arrays: Mapping[str, npt.NDArray]) -> Any:
-  """Returns the tree `wanted` with the arrays of its leaves' names."""
-  leaves, tree = jax.tree_util.tree_flatten_with_path(wanted)
-  names = [_name(path) for path, _ in leaves]
-  if set(names) != set(arrays):
-    raise ValueError(f'tensors {sorted(set(names) ^ set(arrays))[:3]} are '
-                     'missing or unknown')
-  for name, (_, leaf) in zip(names, leaves, strict=True):
-    if arrays[name].shape != leaf.shape:
-      raise ValueError(f'tensor {name!r} has shape {arrays[name].shape}, '
-                       f'expected {leaf.shape}')
-  return jax.tree_util.tree_unflatten(
-      tree, [jnp.asarray(arrays[name]) for name in names])
-
-
-def _name(path: Any) -> str:
-  return '.'.join(str(part.key) for part in path)

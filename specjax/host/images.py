@@ -7,14 +7,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from flax import traverse_util
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from specjax.host.load import Model, default_dtype
-from specjax.io import forms, output, pth, safetensors
-from specjax.io.errors import FormatError
+from specjax.io import model_folder, pth
 from specjax.models import image_lm, vq, vq_weights, weights
 from specjax.models.image_lm import ImageLM
 from specjax.models.transformer_config import TransformerConfig
@@ -22,8 +19,7 @@ from specjax.models.vq import VQ, VQConfig
 
 Array = jax.Array
 
-_CONFIG, _ARRAYS = 'config.json', 'model.safetensors'
-_FORMATS = {'vq': 'specjax-vq', 'lm': 'specjax-image-lm'}
+_VQ, _LM = 'specjax-vq', 'specjax-image-lm'
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -94,7 +90,8 @@ def save_tokenizer(
     facts: Mapping[str, Any], form: str = 'bfloat16',
 ) -> Path:
   """Writes a tokenizer; see `io.forms` for `form`."""
-  return _save(folder, 'vq', dataclasses.asdict(config), params, facts, form)
+  return model_folder.save(folder, _VQ, params, {
+      'model': dataclasses.asdict(config), **facts}, form)
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
@@ -111,9 +108,10 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     return Tokenizer(
         published, vq_weights.from_llamagen(published, tensors),
         {'source': str(folder)})
-  values, arrays, facts = _load(folder, 'vq')
+  facts, arrays = model_folder.load(folder, _VQ)
+  values = facts['model']
   config = VQConfig(**{**values, 'multipliers': tuple(values['multipliers'])})
-  params = _fitted(folder, arrays, vq.abstract(config))
+  params = model_folder.fitted(folder, arrays, vq.abstract(config))
   return Tokenizer(config, params, facts)
 
 
@@ -122,7 +120,8 @@ def save_lm(
     facts: Mapping[str, Any], form: str = 'bfloat16',
 ) -> Path:
   """Writes an image decoder; see `io.forms` for `form`."""
-  return _save(folder, 'lm', dataclasses.asdict(config), params, facts, form)
+  return model_folder.save(folder, _LM, params, {
+      'model': dataclasses.asdict(config), **facts}, form)
 
 
 def load_lm(
@@ -141,10 +140,12 @@ def load_lm(
   """
   if Path(folder).is_file():
     return _published_lm(folder, dtype or default_dtype(), chunk)
-  values, arrays, facts = _load(folder, 'lm')
-  values['local_layers'] = tuple(values['local_layers'])
-  config = TransformerConfig(**{**values, 'dtype': dtype or default_dtype()})
-  params = _fitted(folder, arrays, weights.abstract(config))
+  facts, arrays = model_folder.load(folder, _LM)
+  values = facts['model']
+  config = TransformerConfig(**{
+      **values, 'local_layers': tuple(values['local_layers']),
+      'dtype': dtype or default_dtype()})
+  params = model_folder.fitted(folder, arrays, weights.abstract(config))
   model = Model(name=str(folder), lm=ImageLM(config, chunk=chunk),
                 params=params)
   return model, facts
@@ -162,48 +163,3 @@ def _published_lm(path, dtype, chunk) -> tuple[Model, dict[str, Any]]:
   return (Model(name=str(path), lm=ImageLM(config, chunk=chunk),
                 params=params),
           {'grid': [width, width], 'data': {'classes': classes}})
-
-
-def _save(folder, kind, config, params, facts, form) -> Path:
-  arrays = traverse_util.flatten_dict(
-      jax.tree.map(np.asarray, params), sep='.')
-  packed = forms.pack(arrays, form)
-  with output.folder(folder, replaces=lambda p: _format(p) is not None) as new:
-    safetensors.write(new / _ARRAYS, packed, {'format': _FORMATS[kind]})
-    output.write_json(new / _CONFIG, {
-        'format': _FORMATS[kind], 'form': form, 'model': config, **facts})
-  return Path(folder)
-
-
-def _format(folder: Path) -> str | None:
-  path = Path(folder) / _CONFIG
-  if not path.is_file():
-    return None
-  found = safetensors.read_json(path).get('format')
-  return found if found in _FORMATS.values() else None
-
-
-def _load(folder, kind):
-  folder = Path(folder).expanduser()
-  if _format(folder) != _FORMATS[kind]:
-    raise FormatError(
-        f'{folder}: no {_CONFIG} with "format": "{_FORMATS[kind]}"')
-  facts = safetensors.read_json(folder / _CONFIG)
-  found = safetensors.read(folder / _ARRAYS)
-  arrays = forms.unpack(found, folder / _ARRAYS)
-  return dict(facts['model']), arrays, facts
-
-
-def _fitted(folder, arrays, like) -> Any:
-  """Returns the arrays as a tree of the shapes and dtypes of `like`."""
-  wanted = traverse_util.flatten_dict(like, sep='.')
-  for name in sorted({*arrays, *wanted}):
-    if name not in arrays or name not in wanted or (
-        arrays[name].shape != wanted[name].shape):
-      have = arrays[name].shape if name in arrays else 'absent'
-      need = wanted[name].shape if name in wanted else 'none'
-      raise FormatError(f'{folder}: tensor {name!r} is {have}, but the '
-                        f'config asks for {need}')
-  return traverse_util.unflatten_dict(
-      {k: jnp.asarray(v, wanted[k].dtype) for k, v in arrays.items()},
-      sep='.')

@@ -79,9 +79,9 @@ def test_load_refuses(tmp_path, trained):
     with pytest.raises(FormatError, match=text):
       load(folder, Classifier.of)
   for change, text in (
-      ({'format': 'other'}, "format='other'"), ({'options': None}, 'damaged'),
-      ({'options': {**NET.options, 'width': 16}}, 'has shape'),
-      ({'options': {**NET.options, 'num_blocks': 2}}, 'missing or unknown'),
+      ({'format': 'other'}, "it has 'other'"), ({'options': None}, 'damaged'),
+      ({'options': {**NET.options, 'width': 16}}, 'config asks for'),
+      ({'options': {**NET.options, 'num_blocks': 2}}, 'is absent'),
       ({'options': {'depth': 1}}, "unknown option 'depth'"),
       ({'name': 'classifier-000000000000'}, 'was replaced')):
     config.write_text(json.dumps({**values, **change}))
@@ -97,5 +97,5 @@ def test_load_refuses(tmp_path, trained):
   arrays.unlink()
   expect('model.safetensors')
   config.unlink()
-  expect('is it a classifier')
+  expect('no config.json')
   assert classifier.digest(NET, trained.params)[:12] in good
