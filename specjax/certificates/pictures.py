@@ -18,7 +18,6 @@ import numpy as np
 
 from specjax.certificates.setting import Kind, Setting
 from specjax.core.types import Models
-from specjax.fit.image_lm import ImageObjective
 from specjax.models import image_lm, weights
 from specjax.models.guided import Guided
 from specjax.models.image_lm import ImageLM
@@ -112,14 +111,14 @@ class Pictures(Setting):
         range(self.vocab_size), repeat=self.length)), np.int32)
     out: dict[str, list[np.ndarray]] = {}
     for who, layers in (('target', 2), ('drafter', 1)):
-      objective, params = ImageObjective(self.shape(layers)), self.params(
-          layers)
+      lm = ImageLM(self.shape(layers), chunk=2**30)
+      params = self.params(layers)
       out[who] = []
       for kind in self.kinds:
         label, *codes = kind.prompt
         whole = np.concatenate([np.tile(codes, (len(texts), 1)).astype(
             np.int32), texts], axis=1)
-        views = [np.asarray(objective.logits(
+        views = [np.asarray(lm.whole(
             params, jnp.asarray(whole), jnp.full(len(texts), one)))
                  for one in (label - self.vocab_size, _CLASSES)]
         out[who].append(np.stack(views)[:, :, len(codes):])

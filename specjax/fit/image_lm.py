@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import optax
 
 from specjax.models import weights
-from specjax.models.attention import Block
 from specjax.models.image_lm import ImageLM
 from specjax.models.transformer_config import TransformerConfig
 
@@ -68,19 +67,9 @@ class ImageObjective:
 
   def logits(self, net: Any, codes: Array, label: Array) -> Array:
     """Returns f32[B,T,V], one teacher-forced pass."""
-    lm = self.lm
     params = jax.tree.map(
         lambda x: x if x.ndim == 1 else x.astype(self.dtype), net)
-    tokens = jnp.concatenate(
-        [self.config.vocab_size + label[:, None], codes[:, :-1]], axis=1)
-    place = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    block = Block(base=jnp.zeros(tokens.shape[:1], jnp.int32),
-                  position=place, whole=True)
-    # A whole text leaves the cache alone: any will do.
-    logits, _, _ = lm.forward(
-        params, lm.empty(1, 1)['cache'], tokens, block)
-    assert logits is not None
-    return logits
+    return self.lm.whole(params, codes, label)
 
   def after(
       self, net: Any, memory: None, seen: None, key: Array

@@ -296,7 +296,7 @@ def _controller(schedule: str, config: dict[str, Any], widths: set[int]):
     raise ValueError("'round_costs' goes with draft_len_schedule='shared'")
   drafting = sorted(widths - {0})
   if costs and (len(costs) != len(drafting) or not all(
-      isinstance(c, numbers.Real) and c > 0 for c in costs)):
+      isinstance(c, (int, float)) and c > 0 for c in costs)):
     raise ValueError(f'round_costs={list(costs)}: must be numbers > 0, one '
                      f'for each of the widths {drafting}')
   controllers: dict[str, Any] = {

@@ -22,6 +22,7 @@ import numpy as np
 from specjax.core.types import Context
 from specjax.io.errors import FormatError
 from specjax.models import weight_table
+from specjax.models.attention import Block
 from specjax.models.causal import CausalLM
 from specjax.models.transformer import Transformer, TransformerConfig
 from specjax.models.weight_table import Part
@@ -68,6 +69,24 @@ class ImageLM(CausalLM):
       return None
     condition = context.condition or {}
     return self.config.grid_prefix - condition['caption_length']
+
+  def whole(self, params: Any, codes: Array, label: Array) -> Array:
+    """Returns logits f32[B,T,V] of whole images, one teacher-forced pass.
+
+    Args:
+      params: of the decoder. codes: int32[B,T].
+      label: int32[B], in [0, num_conditions); the last says nothing.
+    """
+    tokens = jnp.concatenate(
+        [self.config.vocab_size + label[:, None], codes[:, :-1]], axis=1)
+    place = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    block = Block(base=jnp.zeros(tokens.shape[:1], jnp.int32),
+                  position=place, whole=True)
+    # A whole text leaves the cache alone: any will do.
+    logits, _, _ = self.forward(
+        params, self.empty(1, 1)['cache'], tokens, block)
+    assert logits is not None
+    return logits
 
 
 def config_of(
