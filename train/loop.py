@@ -296,6 +296,9 @@ def check(config: Any) -> None:
   if config.steps < 0:
     raise ValueError(f'config.steps={config.steps}: must be > 0, or 0 for as '
                      f'many as fit into config.{length}')
+  rate = config.optimizer.learning_rate
+  if not 0 < rate < float('inf'):  # before anything is loaded
+    raise ValueError(f'config.optimizer.learning_rate={rate}: must be > 0')
   data = config.mesh[0]
   if data > 0 and config.batch_size % data:
     raise ValueError(f'config.batch_size={config.batch_size}: must be a '

@@ -230,7 +230,12 @@ def test_what_cannot_be_run(monkeypatch):
   config.steps, config.mesh = 0, (3, 1)
   with pytest.raises(ValueError, match='multiple of config.mesh'):
     loop.check(config)
-  config.mesh, config.log_every = (1, 1), 0
+  config.mesh = (1, 1)
+  for rate in (0.0, float('nan'), float('inf')):
+    config.optimizer.learning_rate = rate
+    with pytest.raises(ValueError, match='learning_rate=.*: must be > 0'):
+      loop.check(config)
+  config.optimizer.learning_rate, config.log_every = 1e-3, 0
   with pytest.raises(ValueError, match='log_every=0'):
     loop.check(config)
   for rollouts, message in ((None, 'give the folder'),
