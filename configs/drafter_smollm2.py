@@ -62,7 +62,7 @@ def get_config(arg: str = '') -> config_dict.ConfigDict:
   config.save_every = 1000
   config.eval = config_dict.ConfigDict(dict(
       prompts=config_dict.placeholder(str), num_prompts=64, max_prompt=512,
-      new_tokens=128, batches=4, draft=section(
+      new_tokens=128, temperature=0.0, batches=4, draft=section(
           num_speculative_tokens=_INT, speculative_token_tree=_STR,
           use_dynamic_tree=bool, tree_depth=_INT, tree_top_k=_INT,
           lattice=bool, num_candidates=_INT, copy_max=_INT)))

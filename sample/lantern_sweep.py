@@ -45,7 +45,7 @@ from specjax.eval.statistics import Statistics
 from specjax.host import cli, image_sampling, images, methods
 from specjax.host import results as results_lib
 from specjax.host.load import Model
-from specjax.io import output
+from specjax.io import drafter_file, output
 from specjax.models import vq
 from specjax.models.classifier import Classifier
 from specjax.models.guided import Guided
@@ -57,10 +57,16 @@ _RESAMPLES = 20
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-  """What all points share: models, codes, classes."""
+  """What all points share: models, codes, classes.
+
+  Attributes:
+    target: not guided. drafter: a smaller decoder, the folder of a drafter
+      that `train.drafter` made, or None.
+    tokenizer, grid, num_classes: of the codes.
+  """
 
   target: Model
-  drafter: Model | None
+  drafter: Model | str | None
   tokenizer: images.Tokenizer
   grid: tuple[int, int]
   num_classes: int
@@ -90,7 +96,9 @@ class Way:
     drafting = dict(point.drafting or {'method': 'null'})
     if drafting.get('model') == DRAFTER:
       assert scene.drafter is not None
-      drafting['model'] = guided(scene.drafter, point.guidance)
+      drafting['model'] = (
+          scene.drafter if isinstance(scene.drafter, str)
+          else guided(scene.drafter, point.guidance))
     drafter, params = methods.build(drafting, target)
     tables, options = None, dict(point.options)
     if point.verify == 'auto':
@@ -201,24 +209,25 @@ def scene_of(args: argparse.Namespace) -> Scene:
   Raises:
     ValueError: models of different codes, or a drafter of other classes.
   """
+  small: Model | str | None = args.drafter or None
   if args.target == 'random':
     model, facts, tokenizer = image_sampling.random_models()
-    small = model if args.drafter else None
   else:
     if not args.tokenizer:
       raise ValueError('--tokenizer: give the folder that train.vq wrote')
     model, facts = images.load_lm(args.target, dtype=args.dtype)
     tokenizer = images.load_tokenizer(args.tokenizer)
-    small = args.drafter and images.load_lm(
-        args.drafter, dtype=args.dtype)[0]
-  for what, one in (('--tokenizer', tokenizer.config.num_codes),
-                    ('--drafter', small and small.vocab_size)):
-    if one and one != model.vocab_size:
-      raise ValueError(f'{what}: {one} codes, but {args.target} has '
-                       f'{model.vocab_size}')
-  if small and small.lm.num_ids != model.lm.num_ids:
-    raise ValueError('--drafter: of other classes than the target')
-  return Scene(model, small or None, tokenizer, tuple(facts['grid']),
+  if tokenizer.config.num_codes != model.vocab_size:
+    raise ValueError(
+        f'--tokenizer: {tokenizer.config.num_codes} codes, but {args.target} '
+        f'has {model.vocab_size}')
+  if isinstance(small, str) and not drafter_file.is_drafter(small):
+    small = model if small == 'random' else images.load_lm(
+        small, dtype=args.dtype)[0]
+    if small.num_ids != model.num_ids or small.vocab_size != model.vocab_size:
+      raise ValueError(f'--drafter={args.drafter}: of other codes or classes '
+                       f'than {args.target}')
+  return Scene(model, small, tokenizer, tuple(facts['grid']),
                len(facts['data']['classes']))
 
 
@@ -271,7 +280,8 @@ def parse(arguments=None) -> argparse.Namespace:
   parser.add_argument('--out', required=True)
   parser.add_argument('--target', required=True, help="or 'random'")
   parser.add_argument('--tokenizer', default='')
-  parser.add_argument('--drafter', default='', help='a smaller decoder')
+  parser.add_argument('--drafter', default='',
+                      help='a smaller decoder, or a trained drafter')
   parser.add_argument('--dtype', default=None)
   parser.add_argument('--data', default='', help='the test images')
   parser.add_argument('--features', default='lite0',

@@ -36,7 +36,7 @@ def test_points_are_the_product_and_begin_with_plain():
 
 
 def test_a_dry_run_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
-  arguments = [*TINY, '--drafter', 'itself', '--guidance', '2', '--out',
+  arguments = [*TINY, '--drafter', 'random', '--guidance', '2', '--out',
                str(tmp_path)]
   real, calls = lantern_sweep.quality, []
 

@@ -41,7 +41,8 @@ def _card(config, scores, text, target, figures) -> str:
       '```json', json.dumps({'method': config.kind, 'model': 'FOLDER'}),
       '```', '', '## Scores', '',
       '| | |', '| --- | --- |',
-      f'| tokens a round (tau), greedy, held-out prompts | '
+      f'| tokens a round (tau), {_how(config.eval.temperature)}, held-out '
+      'prompts | '
       f'{scores["tau"]:.3f} |',
       f'| the same with the weights as saved ({config.save.form}) | '
       f'{scores["saved_tau"]:.3f} |',
@@ -65,6 +66,10 @@ def _card(config, scores, text, target, figures) -> str:
       lines.append(f'* {key}: `{origin[key]}`')
   lines += ['', *(f'![{name}]({name})' for name in figures), '']
   return '\n'.join(lines)
+
+
+def _how(temperature: float) -> str:
+  return f'temperature {temperature:g}' if temperature else 'greedy'
 
 
 def _percent(values) -> str:

@@ -17,7 +17,7 @@ import jax
 
 from specjax.distill import kinds
 from specjax.distill.trainer import Trainer
-from specjax.host import cli
+from specjax.host import cli, image_sampling
 from specjax.host import drafter as drafter_lib
 from train import card, log, loop
 from train import text as text_lib
@@ -29,7 +29,11 @@ _FLAGS = cli.define_flags('out/drafter')
 def main() -> int:
   """Runs the program; returns the exit code."""
   config, out, stop, mesh, quiet = loop.begin(_FLAGS)
-  target = cli.load_target(config, mesh, quiet)
+  if 'guidance' in config:  # codes of images
+    target, _ = image_sampling.load_target(
+        config.target, dtype=config.dtype, guidance=config.guidance)
+  else:
+    target = cli.load_target(config, mesh, quiet)
 
   # --- Text -----------------------------------------------------------
   text = text_lib.read(config, target, config.seed)

@@ -47,12 +47,15 @@ class Run(loop.Run):
       self._own = OnPolicy(
           trainer.task, length=config.data.length, eos=target.eos,
           seed=config.seed, mesh=mesh)
+    temperature = config.eval.temperature
     self._context = measure.context(
-        text.prompts, config.eval.new_tokens, eos=target.eos)
+        text.prompts, config.eval.new_tokens, eos=target.eos,
+        temperature=temperature, seed=config.seed)
     drafter = shapes.shape(
         trainer.task.source(), trainer.task.num_draft,
         config.eval.draft.to_dict())
-    self._engine = Engine(target.lm, drafter, verify.get('greedy'))
+    self._engine = Engine(target.lm, drafter, verify.get(
+        'speculative' if temperature else 'greedy'))
     self._cast = jax.jit(
         lambda net: cast(net, trainer.task.dtype))
 

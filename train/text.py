@@ -150,7 +150,9 @@ def _records(
       warnings.warn(f'{facts["target"]} wrote these rollouts, not '
                     f'{target.name}: a drafter learns best from its '
                     "target's own text", stacklevel=2)
-  if not held_out:
+  if not held_out and target.num_ids > target.vocab_size:
+    train, held_out = filters.cut(train, data.held_out)
+  elif not held_out:
     # Of another seed than `train.rollout`'s: if its held-out half has been
     # lost, the same seed would find nothing in what is left.
     train, held_out = filters.split(train, data.held_out, ~seed)
@@ -192,7 +194,10 @@ def rollouts(
 def _synthetic(target: Model, seed: int) -> list[Record]:
   """Returns the target's answers to random prompts: for dry runs."""
   rng = np.random.default_rng(seed)
-  prompts = [rng.integers(0, target.vocab_size, rng.integers(4, 12))
+  low, high, sizes = 0, target.vocab_size, (4, 12)
+  if target.num_ids > high:  # classes, one of which says nothing
+    low, high, sizes = high, target.num_ids - 1, (1, 2)
+  prompts = [rng.integers(low, high, rng.integers(*sizes))
              for _ in range(_SYNTHETIC_TEXTS)]
   settings = Settings(max_new=_SYNTHETIC_NEW, batch=16, buckets=(12,))
   return sorted(rollout.generate(
@@ -211,7 +216,9 @@ def _check(name: str, records: Sequence[Record], target: Model) -> None:
       raise ValueError(
           f'{name} text {number}: {len(tokens)} tokens, of which '
           f'{record.prompt_length} are the prompt: no answer')
-    if tokens.min() < 0 or tokens.max() >= target.vocab_size:
+    # A prompt may begin with a class: ids from V on.
+    if tokens.min() < 0 or tokens.max() >= target.num_ids or (
+        record.answer.max() >= target.vocab_size):
       raise ValueError(
           f'{name} text {number}: token ids {tokens.min()} to '
           f'{tokens.max()}, but {target.name} has {target.vocab_size}: '

@@ -87,6 +87,18 @@ def split(
   return sides
 
 
+def cut(
+    records: Sequence[Record], share: float
+) -> tuple[list[Record], list[Record]]:
+  """Returns `(train, held_out)`: the last share of the records, at least one.
+
+  For prompts that are few and occur often (classes of images), which `split`
+  would put on one side with all that was made of them.
+  """
+  last = len(records) - max(1, round(share * len(records)))
+  return list(records[:last]), list(records[last:])
+
+
 def ngrams(
     tokens: npt.NDArray[np.integer], n: int) -> npt.NDArray[np.uint64]:
   """Returns uint64[T-n+1], a hash of every n-gram; empty if T < n.

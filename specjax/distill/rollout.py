@@ -84,7 +84,7 @@ def generate(
   if turn < 0:
     raise ValueError(f'turn={turn}: must be >= 0')
   arrays = {i: np.asarray(p, np.int32) for i, p in _items(prompts)}
-  _check(arrays, target.vocab_size, settings)
+  _check(arrays, getattr(target, 'num_ids', target.vocab_size), settings)
   yield from _generate(
       target, params, arrays, eos, settings, skip, mesh, on_progress,
       stream=_TURNS + turn if turn else _ANSWERS)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from specjax.models.attention import Block
 from specjax.models.causal import CausalLM
+from specjax.models.guided import Guided
 
 Array = jax.Array
 
@@ -58,35 +59,46 @@ def batch_of(arrays: Any) -> Batch:
 
 
 def observe(
-    lm: CausalLM, params: Any, batch: Batch, taps: tuple[str, ...], *,
+    lm: CausalLM | Guided, params: Any, batch: Batch, taps: tuple[str, ...], *,
     chunk: int = 2048,
 ) -> Teacher:
   """Runs the target over whole texts; documents do not see each other.
 
   Args:
-    lm: the target. params: its parameters; no gradient flows into them.
+    lm: the target. Of a `Guided` one the states are those of the view with
+      the condition, as in decoding; `final`, `log_z` and `top` are of the
+      guided law.
+    params: its parameters; no gradient flows into them.
     batch: texts. taps: hidden states to return.
     chunk: positions whose V logits exist at a time.
   """
   size = batch.tokens.shape[1]
   params = jax.lax.stop_gradient(params)
-  same = batch.document[:, :, None] == batch.document[:, None]
+  guided = lm if isinstance(lm, Guided) else None
+  bare: CausalLM = lm.lm if isinstance(lm, Guided) else lm
+  tokens, document, position = batch.tokens, batch.document, batch.position
+  if guided is not None:
+    tokens = guided.views(tokens)
+    document, position = (jnp.repeat(x, 2, axis=0)
+                          for x in (document, position))
+  same = document[:, :, None] == document[:, None]
   mask = same & jnp.tril(jnp.ones((size, size), bool))
-  block = Block(
-      base=jnp.zeros(batch.tokens.shape[:1], jnp.int32),
-      position=batch.position, ancestors=mask, whole=True)
-  model = dataclasses.replace(lm, chunk=size)
-  cache = model.empty(batch.tokens.shape[0], 1)['cache']  # never touched
+  block = Block(base=jnp.zeros(tokens.shape[:1], jnp.int32),
+                position=position, ancestors=mask, whole=True)
+  model = dataclasses.replace(bare, chunk=size)
+  cache = model.empty(tokens.shape[0], 1)['cache']  # never touched
   _, found, _ = model.forward(
-      params, cache, batch.tokens, block, taps=taps + ('final',),
-      with_head=False)
+      params, cache, tokens, block, taps=taps + ('final',), with_head=False)
   found = dict(jax.lax.stop_gradient(found))
   final = found.pop('final')
+  if guided is not None:
+    final = guided.hidden(final, batch.position)
+    found = {name: x[::2] for name, x in found.items()}
   log_z, top = _normaliser(lm, params, final, chunk)
   return Teacher(taps=found, final=final, log_z=log_z, top=top)
 
 
-def _normaliser(lm: CausalLM, params: Any, final: Array, chunk: int):
+def _normaliser(lm: CausalLM | Guided, params: Any, final: Array, chunk: int):
   """Returns log-normalisers and likeliest tokens, [B,S] each."""
   shape = final.shape[:2]
   flat = final.reshape(-1, final.shape[-1])

@@ -67,11 +67,11 @@ def prepare(
                      'folders that train.image_ar and train.vq wrote')
   if mesh is not None:
     raise ValueError('config.mesh: images are decoded on one device')
-  if config.target == 'random':
-    model, facts, tokenizer = random_models()
-  else:
-    model, facts = images.load_lm(config.target, dtype=config.dtype)
-    tokenizer = images.load_tokenizer(section.tokenizer)
+  model, facts = load_target(
+      config.target, dtype=config.dtype, guidance=section.guidance,
+      guided_steps=section.guided_steps)
+  tokenizer = (random_models()[2] if config.target == 'random'
+               else images.load_tokenizer(section.tokenizer))
   if tokenizer.config.num_codes != model.vocab_size:
     raise ValueError(
         f'config.images.tokenizer={section.tokenizer} has '
@@ -86,15 +86,34 @@ def prepare(
   if section.per_class < 1:
     raise ValueError(
         f'config.images.per_class={section.per_class}: must be >= 1')
-  if section.guidance != 1 or section.guided_steps is not None:
-    guided: Any = Guided(model.lm, section.guidance, section.guided_steps)
-    model = dataclasses.replace(model, lm=guided)
   prompts = [
       [model.vocab_size + known.index(name)]
       for name in wanted for _ in range(section.per_class)]
   found = Pictures(tokenizer, tuple(facts['grid']), wanted, section.per_class)
   cli.note(f'{len(prompts)} images of {found.length} codes', quiet)
   return model, prompts, found
+
+
+def load_target(
+    source: str, *, dtype: str | None = None, guidance: float = 1.0,
+    guided_steps: int | None = None,
+) -> tuple[Model, dict[str, Any]]:
+  """Loads a decoder of image codes: `(model, facts)`.
+
+  Args:
+    source: the folder that `train.image_ar` wrote, a published file, or
+      'random'.
+    dtype: None decides by the backend.
+    guidance: scale; 1 is off. guided_steps: codes that are guided, None: all.
+  """
+  if source == 'random':
+    model, facts, _ = random_models()
+  else:
+    model, facts = images.load_lm(source, dtype=dtype)
+  if guidance != 1 or guided_steps is not None:
+    guided: Any = Guided(model.lm, guidance, guided_steps)
+    model = dataclasses.replace(model, lm=guided)
+  return model, facts
 
 
 def random_models() -> tuple[Model, dict[str, Any], images.Tokenizer]:

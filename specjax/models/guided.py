@@ -130,7 +130,7 @@ class Guided:
   ) -> tuple[Array, Any]:
     """As `CausalLM.extend`, guided; `params` are the bare model's."""
     logits, state = self.lm.extend(
-        params, _joined(state), self._views(tokens), _twice(base),
+        params, _joined(state), self.views(tokens), _twice(base),
         _twice(fed))
     step = base[:, None] + tokens.shape[1] - self.config.grid_prefix
     guided = self._combined(logits[:, None], self.scale, step)[:, 0]
@@ -141,7 +141,7 @@ class Guided:
   ) -> Any:
     """As `CausalLM.feed`."""
     return _split(self.lm.feed(
-        params, _joined(state), self._views(tokens), _twice(base),
+        params, _joined(state), self.views(tokens), _twice(base),
         _twice(fed)))
 
   def grow(
@@ -155,17 +155,33 @@ class Guided:
     if entry_position is not None:
       entry_position = _twice(entry_position)
     logits, state = self.lm.grow(
-        params, _joined(state), self._views(tokens), _twice(base),
+        params, _joined(state), self.views(tokens), _twice(base),
         _twice(position), ancestors, entry_position, start)
     step = position + 1 - self.config.grid_prefix
     return self._combined(logits, self.scale, step), _split(state)
 
-  def _views(self, tokens: Array) -> Array:
+  def views(self, tokens: Array) -> Array:
     """Returns [2B,T]: tokens, and tokens that say nothing as a condition."""
     c = self.config
     null = c.vocab_size + c.num_conditions - 1
     without = jnp.where(tokens >= c.vocab_size, null, tokens)
     return jnp.stack([tokens, without], axis=1).reshape(-1, tokens.shape[1])
+
+  def head(self, params: Any, x: Array) -> Array:
+    """As `CausalLM.head`."""
+    return self.lm.head(params, x)
+
+  def hidden(self, final: Array, position: Array) -> Array:
+    """Returns states [B,T,D] whose logits are the guided ones.
+
+    The head is linear, so that guidance of states is guidance of logits.
+
+    Args:
+      final: [2B,T,D], what the head multiplies, of both views.
+      position: int32[B,T], within the text.
+    """
+    step = position + 1 - self.config.grid_prefix
+    return self._combined(final, self.scale, step)
 
   def _pairs(self, state: SpecState) -> SpecState:
     """Returns the state that the model is run on."""
@@ -176,7 +192,7 @@ class Guided:
       odd = jnp.arange(2 * context.length.shape[0]) % 2 == 1
       condition = {**condition, 'is_null': odd}
     return state.replace(target=_joined(state.target), context=context.replace(
-        tokens=self._views(context.tokens), length=_twice(context.length),
+        tokens=self.views(context.tokens), length=_twice(context.length),
         condition=condition))
 
   def _scale(self, state: SpecState, batch: int) -> Any:

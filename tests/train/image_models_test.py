@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from configs import image_ar_cifar10, sample_image, vq_cifar10
+from specjax.data import store
 from specjax.data.images import Images
 from specjax.eval import pictures
 from specjax.host import image_sampling, images
@@ -225,3 +226,32 @@ def test_published_files(tmp_path, monkeypatch):
     images.load_tokenizer(tmp_path / 'lm.pt')
   with pytest.raises(FormatError, match='not a LlamaGen decoder'):
     images.load_lm(tmp_path / 'vq.pt')
+
+
+def test_a_drafter_for_images(trained, tmp_path):
+  """Codes that the decoder wrote, a drafter of them, images drafted by it."""
+  lm = trained / 'lm' / 'model'
+  said = program('image_rollout', 'configs/rollout_image.py:tiny',
+                 tmp_path / 'codes', f'--config.target={lm}')
+  assert '32 images to learn from, 8 held out' in said
+  rows, facts = store.load_npz(tmp_path / 'codes' / 'rollouts.npz')
+  assert {int(r.tokens[0]) for r in rows} == {16, 17, 18}  # all classes
+  assert all(len(r.answer) == 64 and r.answer.max() < 16 for r in rows)
+  assert facts['guidance'] == 2 and facts['classes'] == ['a', 'b', 'c']
+  said = program(
+      'drafter', 'configs/drafter_image.py:tiny', tmp_path / 'drafter',
+      f'--config.target={lm}', '--config.data.length=65',
+      f'--config.data.rollouts={tmp_path / "codes"}')
+  assert 'tau' in said
+  folder = tmp_path / 'drafter' / 'drafter'
+  assert 'temperature 1, held-out' in (folder / 'MODEL_CARD.md').read_text()
+  said = program(
+      'sample', 'configs/sample_image.py:tiny', tmp_path / 'out',
+      f'--config.target={lm}', '--config.compare_plain=false',
+      f'--config.images.tokenizer={trained / "vq" / "tokenizer"}',
+      '--speculative_config', json.dumps({
+          'method': 'eagle3', 'model': str(folder),
+          'num_speculative_tokens': 3}), package='specjax')
+  summary = json.loads((tmp_path / 'out' / 'summary.json').read_text())
+  assert summary['mean_acceptance_length'] > 1
+  assert (tmp_path / 'out' / 'samples.png').exists()
