@@ -17,16 +17,25 @@ from specjax.io import output
 Data = Mapping[str, Any]
 
 
-def read(path: pathlib.Path, setting: Mapping[str, Any]) -> dict[str, Any]:
+def read(path: pathlib.Path, fresh: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the results of an earlier run.
 
+  Args:
+    path: of its file. fresh: what a new run would begin with.
+
   Raises:
-    ValueError: of another setting.
+    ValueError: of another setting or device, or no such file.
   """
-  data = json.loads(path.read_text())
-  if data['setting'] != json.loads(json.dumps(setting)):
-    raise ValueError(f'{path}: of another setting, {data["setting"]}; give '
-                     'another --out')
+  try:
+    data = json.loads(path.read_text())
+    found = {name: data[name] for name in ('setting', 'device')}
+    data['points'].items()
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise ValueError(f'{path}: no results of a sweep: {error!r}') from error
+  for name, value in found.items():
+    if value != json.loads(json.dumps(fresh[name])):
+      raise ValueError(
+          f'{path}: of another {name}, {value}; give another --out')
   return data
 
 

@@ -45,7 +45,7 @@ class Point:
   @property
   def reads_codebook(self) -> bool:
     """Whether the rule knows which codes look alike."""
-    return self.verify == 'lantern' or 'distance' in self.options
+    return self.verify == 'lantern'
 
 
 def points(args: argparse.Namespace, num_codes: int) -> list[Point]:

@@ -10,11 +10,16 @@ temperatures and scales of guidance (`sample.lantern_points`), and writes for
 each, to `sweep.json`:
 
 * tokens a round; the one-step total variation, as it estimates itself;
-* the time of an image at each of `--batches`, over plain decoding of the same
-  classes in turn with it (prompt included, pixels left out);
-* the Frechet distance of `--samples` images to the test images, with the
-  spread of resampled samples; beside them the distance of real images from
-  real ones, and of what the tokenizer makes of the test images.
+* the time of a batch of images at each of `--batches`, over plain decoding of
+  the same classes in turn with it (prompt included, pixels left out);
+* the Frechet distance of `--samples` images to the test images, plus or minus
+  two standard deviations of resampled samples (the real images stay);
+  beside them what the tokenizer makes of the test images, and the distance of
+  two halves of the real images: of smaller sets, so that it is larger than
+  what a perfect sampler would score.
+
+The test images are those of a dataset with a test split: of others a part is
+cut off by `--seed`, which has to be the models' own.
 
 Greedy decoding draws one image a class, so no distance is taken of it. The
 same command goes on after an interruption. `sample.lantern_plots` draws.
@@ -142,12 +147,12 @@ class Judge:
     self.reference = Statistics.of(self.real, extractor=extract.name)
 
   def score(self, pixels: np.ndarray) -> dict[str, float]:
-    """Returns the distance, and twice its standard error by resampling."""
-    found = distances.bootstrap(
-        self._distance, self.extract(pixels), resamples=_RESAMPLES,
-        level=0.95)
-    return {'distance': found.value, 'half_width':
-            (found.high - found.low) / 2}
+    """Returns the distance, and two deviations of resampled samples."""
+    found, rng = self.extract(pixels), np.random.default_rng(0)
+    again = [self._distance(found[rng.integers(len(found), size=len(found))])
+             for _ in range(_RESAMPLES)]
+    return {'distance': self._distance(found),
+            'half_width': 2 * float(np.std(again, ddof=1))}
 
   def context(self, scene: Scene, real: np.ndarray) -> dict[str, float]:
     """Returns what the distance of samples is to be compared with."""
@@ -203,6 +208,20 @@ def speed(
           'most': max(ratios), 'repeats': repeats}
 
 
+def check(args: argparse.Namespace) -> None:
+  """Raises ValueError for options that cannot be run."""
+  for name in ('samples', 'batch_size', 'repeats', 'window', 'num_draft'):
+    if getattr(args, name) < 1:
+      raise ValueError(f'--{name}={getattr(args, name)}: must be >= 1')
+  for name in ('batches', 'temperatures', 'guidance'):
+    if not getattr(args, name):
+      raise ValueError(f'--{name}: give at least one')
+  if min(args.batches) < 1:
+    raise ValueError(f'--batches={args.batches}: must be >= 1')
+  if args.features != 'none' and not args.data:
+    raise ValueError("--data: give the test images, or --features none")
+
+
 def scene_of(args: argparse.Namespace) -> Scene:
   """Loads the models.
 
@@ -248,7 +267,10 @@ def judge_of(args: argparse.Namespace) -> tuple[Judge, np.ndarray] | None:
 def work(scene: Scene, judge: Judge | None, args, data, save) -> None:
   """Measures what is not there yet; writes after each point."""
   plain: Way | None = None
-  for point in points(args, scene.target.vocab_size):
+  todo = points(args, scene.target.vocab_size)
+  for point in todo:
+    Way(scene, point)  # what cannot be built is told before hours of work
+  for point in todo:
     if point.family == 'plain':
       jax.clear_caches()  # each setting has programs of its own
       plain = Way(scene, point)
@@ -291,7 +313,8 @@ def parse(arguments=None) -> argparse.Namespace:
   parser.add_argument('--batch_size', type=int, default=250)
   parser.add_argument('--batches', type=numbers(int), default=[1])
   parser.add_argument('--repeats', type=int, default=8)
-  parser.add_argument('--neighbours', type=numbers(int), default=[10, 100])
+  parser.add_argument('--neighbours', type=numbers(int),
+                      help='default: 10,100; of random models 3')
   parser.add_argument('--delta', type=numbers(float),
                       default=[0.05, 0.1, 0.2, 0.4])
   parser.add_argument('--lam', type=numbers(float), default=[2.0, 5.0])
@@ -302,12 +325,16 @@ def parse(arguments=None) -> argparse.Namespace:
   parser.add_argument('--tree', default='branching:4,2,2,1')
   parser.add_argument('--window', type=int, default=16)
   parser.add_argument('--seed', type=int, default=0)
-  return parser.parse_args(arguments)
+  args = parser.parse_args(arguments)
+  if args.neighbours is None:
+    args.neighbours = [3] if args.target == 'random' else [10, 100]
+  return args
 
 
 def main(arguments=None) -> int:
   """Runs the program; returns the exit code."""
   args = parse(arguments)
+  check(args)
   out = pathlib.Path(output.prepare(args.out))
   cli.start(False)
   scene = scene_of(args)
@@ -321,7 +348,7 @@ def main(arguments=None) -> int:
       'versions': results_lib.versions(), 'points': {}}
   path = out / 'sweep.json'
   if path.exists():
-    data = lantern_plots.read(path, setting)
+    data = lantern_plots.read(path, data)
   if found and 'reference' not in data:
     data['reference'] = {
         'name': found[0].name, **found[0].context(scene, found[1])}
@@ -332,4 +359,7 @@ def main(arguments=None) -> int:
 
 
 if __name__ == '__main__':
-  sys.exit(main())
+  try:
+    sys.exit(main())
+  except (ValueError, OSError) as error:
+    sys.exit(f'error: {error}')

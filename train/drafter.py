@@ -30,6 +30,9 @@ def main() -> int:
   """Runs the program; returns the exit code."""
   config, out, stop, mesh, quiet = loop.begin(_FLAGS)
   if 'guidance' in config:  # codes of images
+    if mesh is not None:
+      raise ValueError('config.mesh: drafters of images are trained on one '
+                       'device')
     target, _ = image_sampling.load_target(
         config.target, dtype=config.dtype, guidance=config.guidance)
   else:

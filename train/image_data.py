@@ -142,6 +142,10 @@ def plain(path: str | Path, like: Images | None = None) -> Images:
       raise ValueError(f'{path}: labels are {labels.dtype}'
                        f'{list(labels.shape)}, must be int[N]')
     classes = tuple(map(str, arrays.get('classes', ())))
+    if not classes and like is None and labels.max() >= len(labels):
+      raise ValueError(
+          f'{path}: label {labels.max()} of {len(labels)} images: more '
+          "classes than images; give their names, 'classes'")
     if not classes:
       classes = like.classes if like is not None else tuple(
           map(str, range(int(labels.max()) + 1)))

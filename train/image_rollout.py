@@ -2,7 +2,8 @@
 
 Decodes images of all classes in turn, under guidance, and writes their codes as
 a dataset that `train.drafter` learns from: `rollouts.npz` and
-`rollouts-held_out.npz` in `--out`, and `rollout.json`.
+`rollouts-held_out.npz` in `--out`, and `rollout.json`. Minutes; an interrupted
+run begins again.
 """
 
 from __future__ import annotations
@@ -66,11 +67,13 @@ def check(config) -> None:
   if config.target is None:
     raise ValueError('config.target: give the folder that train.image_ar '
                      'wrote')
-  for name in ('num_images', 'batch_size'):
-    if config[name] < 1:
-      raise ValueError(f'config.{name}={config[name]}: must be >= 1')
+  for name, least in (('num_images', 2), ('batch_size', 1)):
+    if config[name] < least:
+      raise ValueError(f'config.{name}={config[name]}: must be >= {least}')
   if not 0 < config.held_out < 1:
     raise ValueError(f'config.held_out={config.held_out}: must be in (0, 1)')
+  if not 0 <= config.temperature < float('inf'):
+    raise ValueError(f'config.temperature={config.temperature}: must be >= 0')
 
 
 if __name__ == '__main__':

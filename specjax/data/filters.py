@@ -90,12 +90,13 @@ def split(
 def cut(
     records: Sequence[Record], share: float
 ) -> tuple[list[Record], list[Record]]:
-  """Returns `(train, held_out)`: the last share of the records, at least one.
+  """Returns `(train, held_out)`, the last share; of two, each has at least one.
 
   For prompts that are few and occur often (classes of images), which `split`
   would put on one side with all that was made of them.
   """
-  last = len(records) - max(1, round(share * len(records)))
+  num = len(records)
+  last = num - min(max(1, round(share * num)), max(num - 1, 1))
   return list(records[:last]), list(records[last:])
 
 

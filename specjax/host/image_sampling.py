@@ -95,7 +95,7 @@ def prepare(
 
 
 def load_target(
-    source: str, *, dtype: str | None = None, guidance: float = 1.0,
+    source: str | None, *, dtype: str | None = None, guidance: float = 1.0,
     guided_steps: int | None = None,
 ) -> tuple[Model, dict[str, Any]]:
   """Loads a decoder of image codes: `(model, facts)`.
@@ -105,7 +105,15 @@ def load_target(
       'random'.
     dtype: None decides by the backend.
     guidance: scale; 1 is off. guided_steps: codes that are guided, None: all.
+
+  Raises:
+    ValueError: no source, or a scale that is no number.
   """
+  if source is None:
+    raise ValueError('config.target: give the folder that train.image_ar '
+                     'wrote')
+  if not np.isfinite(guidance):
+    raise ValueError(f'guidance={guidance}: must be a number')
   if source == 'random':
     model, facts, _ = random_models()
   else:

@@ -269,6 +269,8 @@ def _scheduled(drafter: Any, config: dict[str, Any]) -> Any:
   if schedule not in _SCHEDULES:
     raise ValueError(f'draft_len_schedule={schedule!r}: known are '
                      f"{', '.join(_SCHEDULES)}")
+  if 'round_costs' in config and schedule != 'shared':
+    raise ValueError("'round_costs' goes with draft_len_schedule='shared'")
   if schedule == 'constant' or drafter.topology.num_nodes == 0:
     return drafter
   if schedule == 'confidence' and not isinstance(drafter, ChainLM):
@@ -292,13 +294,13 @@ def _controller(schedule: str, config: dict[str, Any], widths: set[int]):
   if cost < 0:
     raise ValueError(f'draft_cost={cost}: must be >= 0')
   costs = config.get('round_costs', ())
-  if costs and schedule != 'shared':
-    raise ValueError("'round_costs' goes with draft_len_schedule='shared'")
   drafting = sorted(widths - {0})
   if costs and (len(costs) != len(drafting) or not all(
       isinstance(c, (int, float)) and c > 0 for c in costs)):
     raise ValueError(f'round_costs={list(costs)}: must be numbers > 0, one '
                      f'for each of the widths {drafting}')
+  if not costs:  # a straight line, at the widths that are compiled
+    costs = [control.Shared.verify_cost + cost * w for w in drafting]
   controllers: dict[str, Any] = {
       'heuristic': control.Heuristic(), 'confidence': control.Confidence(),
       'tracking': control.Tracking(draft_cost=cost),

@@ -179,9 +179,15 @@ class Guided:
     Args:
       final: [2B,T,D], what the head multiplies, of both views.
       position: int32[B,T], within the text.
+
+    Raises:
+      ValueError: a head that bounds its logits, which is not linear.
     """
+    if self.config.final_softcap is not None:
+      raise ValueError('final_softcap: guided states need a linear head')
     step = position + 1 - self.config.grid_prefix
-    return self._combined(final, self.scale, step)
+    return self._combined(
+        final.astype(jnp.float32), self.scale, step).astype(final.dtype)
 
   def _pairs(self, state: SpecState) -> SpecState:
     """Returns the state that the model is run on."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,8 @@ import pytest
 
 from specjax.core.types import Models
 from specjax.distill import gap, kinds, teacher
+from specjax.host import drafter
+from specjax.host.load import Model
 from specjax.models import image_lm
 from specjax.models.guided import Guided
 from specjax.models.image_lm import ImageLM
@@ -84,3 +88,17 @@ def test_training_and_decoding_agree(kind, monkeypatch):
   monkeypatch.setattr(Guided, 'hidden', lambda self, final, _: final[::2])
   jax.clear_caches()
   assert np.nanmax(measured().largest) > 0.02
+
+
+def test_another_guidance_is_told(tmp_path):
+  model, options = KINDS['eagle3']
+  task = kinds.build('eagle3', SHAPE, CODES, model=model, task=options)
+  params = target()
+  whole = Model(name='images', lm=LM, params=params)
+  drafter.save_drafter(
+      tmp_path / 'd', task.model, task.init(jax.random.key(1), params),
+      np.arange(CODES), whole, kind='eagle3', num_draft=3)
+  drafter.load_drafter(tmp_path / 'd', whole)  # warnings are errors here
+  for lm, said in ((LM.lm, 'used at 1'), (Guided(LM.lm, 4.0), 'used at 4')):
+    with pytest.warns(UserWarning, match=f'for guidance 2.5, {said}'):
+      drafter.load_drafter(tmp_path / 'd', dataclasses.replace(whole, lm=lm))

@@ -106,6 +106,8 @@ EVERYTHING = tuple(range(toy_text.VOCAB))
      {'draft_len_schedule': 'confidence'}, ['a'], {}),
     ("'round_costs' goes with draft_len_schedule='shared'", MODEL,
      {'draft_len_schedule': 'tracking', 'round_costs': [1.1]}, ['a'], {}),
+    ("'round_costs' goes with draft_len_schedule='shared'", MODEL,
+     {'round_costs': [1.1]}, ['a'], {}),
     (r"round_costs=\[1.1\]: must be numbers > 0, one .* widths \[2, 7\]",
      MODEL, {'num_speculative_tokens': 7, 'draft_len_schedule': 'shared',
              'widths': [0, 2], 'round_costs': [1.1]}, ['a'], {}),

@@ -123,3 +123,10 @@ def test_configs_name_the_same(config):
   assert image_data.read(config.get_config('tiny').data, 0).train.size == (
       16, 16)
   assert set(config.get_config().data) == {'path', 'test', 'held_out'}
+
+
+def test_a_stray_label_makes_no_classes(tmp_path):
+  np.savez(tmp_path / 'x.npz', images=np.zeros((4, 8, 8, 3), np.uint8),
+           labels=np.asarray([0, 1, 255, 1]))
+  with pytest.raises(ValueError, match='label 255 of 4 images: more classes'):
+    image_data.plain(tmp_path / 'x.npz')
