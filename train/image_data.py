@@ -142,7 +142,7 @@ def plain(path: str | Path, like: Images | None = None) -> Images:
       raise ValueError(f'{path}: labels are {labels.dtype}'
                        f'{list(labels.shape)}, must be int[N]')
     classes = tuple(map(str, arrays.get('classes', ())))
-    if not classes and like is None and labels.max() >= len(labels):
+    if not classes and like is None and labels.max() >= len(labels) > 1:
       raise ValueError(
           f'{path}: label {labels.max()} of {len(labels)} images: more '
           "classes than images; give their names, 'classes'")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -98,7 +99,9 @@ def test_another_guidance_is_told(tmp_path):
   drafter.save_drafter(
       tmp_path / 'd', task.model, task.init(jax.random.key(1), params),
       np.arange(CODES), whole, kind='eagle3', num_draft=3)
-  drafter.load_drafter(tmp_path / 'd', whole)  # warnings are errors here
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')
+    drafter.load_drafter(tmp_path / 'd', whole)
   for lm, said in ((LM.lm, 'used at 1'), (Guided(LM.lm, 4.0), 'used at 4')):
     with pytest.warns(UserWarning, match=f'for guidance 2.5, {said}'):
       drafter.load_drafter(tmp_path / 'd', dataclasses.replace(whole, lm=lm))
