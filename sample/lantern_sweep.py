@@ -3,7 +3,8 @@
   python -m sample.lantern_sweep --target out/image_ar/model \
       --tokenizer out/vq/tokenizer --drafter out/image_ar_small/model \
       --data cifar10_jpeg.npz --samples 10000 --out out/sweep
-  python -m sample.lantern_sweep --target random --features none --out out/try
+  python -m sample.lantern_sweep --target random --features none \
+      --samples 64 --out out/try
 
 Decodes images with every rule over neighbours k, limits delta and lambda,
 temperatures and scales of guidance (`sample.lantern_points`), and writes for
@@ -28,7 +29,6 @@ same command goes on after an interruption. `sample.lantern_plots` draws.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 import dataclasses
 import pathlib
 import sys
@@ -40,7 +40,14 @@ from ml_collections import config_dict
 import numpy as np
 
 from sample import lantern_plots
-from sample.lantern_points import DRAFTER, Point, describe, points
+from sample.lantern_points import (
+  DRAFTER,
+  Point,
+  check,
+  describe,
+  parse,
+  points,
+)
 from specjax import verify
 from specjax.core.round import Engine
 from specjax.core.types import Models
@@ -208,20 +215,6 @@ def speed(
           'most': max(ratios), 'repeats': repeats}
 
 
-def check(args: argparse.Namespace) -> None:
-  """Raises ValueError for options that cannot be run."""
-  for name in ('samples', 'batch_size', 'repeats', 'window', 'num_draft'):
-    if getattr(args, name) < 1:
-      raise ValueError(f'--{name}={getattr(args, name)}: must be >= 1')
-  for name in ('batches', 'temperatures', 'guidance'):
-    if not getattr(args, name):
-      raise ValueError(f'--{name}: give at least one')
-  if min(args.batches) < 1:
-    raise ValueError(f'--batches={args.batches}: must be >= 1')
-  if args.features != 'none' and not args.data:
-    raise ValueError("--data: give the test images, or --features none")
-
-
 def scene_of(args: argparse.Namespace) -> Scene:
   """Loads the models.
 
@@ -289,46 +282,6 @@ def work(scene: Scene, judge: Judge | None, args, data, save) -> None:
         + f', one-step TV {row["one_step_tv"]:.3f}'
         + (f', {judge.name} {row["distance"]:.3f} +- {row["half_width"]:.3f}'
            if judge and 'distance' in row else ''), flush=True)
-
-
-def numbers(kind: type) -> Callable[[str], list[Any]]:
-  """Returns what reads numbers by commas."""
-  return lambda text: [kind(x) for x in text.split(',') if x]
-
-
-def parse(arguments=None) -> argparse.Namespace:
-  """Returns the options."""
-  parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument('--out', required=True)
-  parser.add_argument('--target', required=True, help="or 'random'")
-  parser.add_argument('--tokenizer', default='')
-  parser.add_argument('--drafter', default='',
-                      help='a smaller decoder, or a trained drafter')
-  parser.add_argument('--dtype', default=None)
-  parser.add_argument('--data', default='', help='the test images')
-  parser.add_argument('--features', default='lite0',
-                      help="'lite0', a classifier's folder, or 'none'")
-  parser.add_argument('--layer', default='pool', choices=features.LAYERS)
-  parser.add_argument('--samples', type=int, default=10_000)
-  parser.add_argument('--batch_size', type=int, default=250)
-  parser.add_argument('--batches', type=numbers(int), default=[1])
-  parser.add_argument('--repeats', type=int, default=8)
-  parser.add_argument('--neighbours', type=numbers(int),
-                      help='default: 10,100; of random models 3')
-  parser.add_argument('--delta', type=numbers(float),
-                      default=[0.05, 0.1, 0.2, 0.4])
-  parser.add_argument('--lam', type=numbers(float), default=[2.0, 5.0])
-  parser.add_argument('--group', type=numbers(int), default=[14])
-  parser.add_argument('--temperatures', type=numbers(float), default=[1.0])
-  parser.add_argument('--guidance', type=numbers(float), default=[1.0, 2.0])
-  parser.add_argument('--num_draft', type=int, default=5)
-  parser.add_argument('--tree', default='branching:4,2,2,1')
-  parser.add_argument('--window', type=int, default=16)
-  parser.add_argument('--seed', type=int, default=0)
-  args = parser.parse_args(arguments)
-  if args.neighbours is None:
-    args.neighbours = [3] if args.target == 'random' else [10, 100]
-  return args
 
 
 def main(arguments=None) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sample import lantern_plots, lantern_sweep
-from sample.lantern_points import points
+from sample.lantern_points import parse, points
 from specjax.host import image_sampling
 
 TINY = ['--target', 'random', '--features', 'none', '--samples', '2',
@@ -19,7 +19,7 @@ TINY = ['--target', 'random', '--features', 'none', '--samples', '2',
 
 
 def test_points_are_the_product_and_begin_with_plain():
-  args = lantern_sweep.parse([
+  args = parse([
       '--target', 'random', '--out', 'x', '--drafter', 'y', '--neighbours',
       '2,3', '--delta', '0.1,0.2', '--lam', '2', '--temperatures', '0,1',
       '--guidance', '1,2'])
