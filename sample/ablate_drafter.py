@@ -9,19 +9,21 @@ Every drafter sees the same packed text in the same order and trains for the
 same time, compilation left out; then the decoder itself measures it: greedy
 chains on held-out prompts, tokens a round. The target and the text are loaded
 once. A row is written after each drafter; the same command goes on after an
-interruption. With `--save` the drafters themselves are kept in
-`<out>/drafters/<axis>-<label>`, in bfloat16. Axes: see
-`sample.ablate_variants`.
+interruption. Each drafter is a program of its own, which takes a minute or
+more to compile on a GPU: `--workers 4` compiles them side by side first. With
+`--save` the drafters themselves are kept in `<out>/drafters/<axis>-<label>`,
+in bfloat16. Axes: see `sample.ablate_variants`.
 """
 
 from __future__ import annotations
 
 import argparse
-from concurrent.futures import ThreadPoolExecutor
 import dataclasses
+import functools
 import json
 import os
 import pathlib
+import subprocess
 import sys
 import time
 from typing import Any
@@ -160,9 +162,13 @@ class Results:
     return 'tau' in self.data['runs'].get(f'{key} {seed}', {})
 
   def add(self, key: str, seed: int, row: dict[str, Any]) -> None:
-    """Adds a row and writes the file."""
+    """Adds a row, writes the file and says so."""
     self.data['runs'][f'{key} {seed}'] = row
     self.save()
+    print(f'{key} seed {seed}: ' + (
+        f'tau {row["tau"]:.3f}, {row["step"]} steps in '
+        f'{row["seconds"]:.1f} s' if 'tau' in row else row['failed']),
+          flush=True)
 
   def save(self) -> None:
     """Writes the file; it appears whole or stays what it was."""
@@ -183,57 +189,69 @@ def chosen(names: str, tiny: bool) -> list[Variant]:
   return [variant for name in wanted for variant in known[name]]
 
 
-def group_of(jobs, size: int):
-  """Yields lists of up to `size` jobs."""
-  for start in range(0, len(jobs), size):
-    yield jobs[start:start + size]
-
-
 def work(results: Results, jobs, seeds, args) -> None:
-  """Compiles some drafters side by side, trains them one by one, goes on.
+  """Compiles, trains and measures drafters, one after the other.
 
   Nothing is compiled while a drafter trains: time is what is compared.
   """
-  for number, group in enumerate(group_of(jobs, args.group)):
-    if number:
-      jax.clear_caches()  # each drafter is a program of its own
-    made = {}
-    with ThreadPoolExecutor(args.threads) as pool:
-      for key, make in group:
-        made[key] = pool.submit(prepared, make, seeds[0])
-    for key, job in made.items():
+  for variant, key, make in jobs:
+    try:
+      job = make()
+      job.warm(seeds[0])
+    except Exception as error:  # one drafter must not cost the others
       for seed in seeds:
-        if results.done(key, seed):
-          continue
-        try:
-          ready = job.result()
-          row = ready.train(seed, args.seconds, args.save and (
-              pathlib.Path(args.out) / 'drafters' / ready.variant.folder(seed)))
-        except Exception as error:  # one drafter must not cost the others
-          row = {'failed': repr(error)[:500], 'seed': seed}
-        results.add(key, seed, row)
-        print(f'{key} seed {seed}: ' + (
-            f'tau {row["tau"]:.3f}, {row["step"]} steps in '
-            f'{row["seconds"]:.1f} s' if 'tau' in row else row['failed']),
-            flush=True)
+        results.add(key, seed, failure(error, seed))
+      continue
+    for seed in seeds:
+      if results.done(key, seed):
+        continue
+      folder = pathlib.Path(args.out) / 'drafters' / variant.folder(seed)
+      try:
+        row = job.train(seed, args.seconds, folder if args.save else None)
+      except Exception as error:
+        row = failure(error, seed)
+      results.add(key, seed, row)
+    del job
+    jax.clear_caches()  # each drafter is a program of its own
 
 
-def tune_nothing(threads: int) -> None:
-  """Turns XLA's tuning on the device off if programs compile side by side.
+def failure(error: Exception, seed: int) -> dict[str, Any]:
+  """Returns the row of a drafter that could not be trained."""
+  return {'failed': repr(error)[:500], 'seed': seed}
 
-  Tuning runs candidates in memory that it shares with what runs meanwhile:
-  with jax 0.11.2 on an H100 that ended in failed checks and a crash.
+
+def fill(jobs, seed: int, share: tuple[int, int]) -> None:
+  """Compiles a share `(i, n)` of the drafters into the compilation cache."""
+  for _, key, make in jobs[share[0]::share[1]]:
+    try:
+      make().warm(seed)
+      print(f'{key}: compiled', flush=True)
+    except Exception as error:  # told again by who trains it
+      print(f'{key}: {error!r}'[:500], flush=True)
+    jax.clear_caches()
+
+
+def compile_apart(arguments: list[str], workers: int) -> None:
+  """Fills the compilation cache by several processes.
+
+  Processes, since XLA tunes kernels in memory of the device that it shares
+  with whatever else its process runs: with threads (jax 0.11.2, H100) that
+  ended in failed checks, a crash and a standstill.
   """
-  flags = os.environ.get('XLA_FLAGS', '')
-  if threads > 1 and 'xla_gpu_autotune_level' not in flags:
-    os.environ['XLA_FLAGS'] = f'{flags} --xla_gpu_autotune_level=0'.strip()
-
-
-def prepared(make, seed: int) -> Job:
-  """Returns a job whose programs are compiled."""
-  job = make()
-  job.warm(seed)
-  return job
+  # Memory as it is needed: there are several of them.
+  environment = {**os.environ, 'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
+  started = [subprocess.Popen(
+      [sys.executable, '-m', 'sample.ablate_drafter', *arguments,
+       f'--fill={number}/{workers}'], env=environment)
+             for number in range(workers)]
+  try:
+    codes = [process.wait() for process in started]
+  finally:
+    for process in started:
+      process.kill()
+  if any(codes):
+    print(f'compiling apart failed (exit codes {codes}): what is missing is '
+          'compiled now', file=sys.stderr, flush=True)
 
 
 def parse(arguments=None) -> argparse.Namespace:
@@ -245,27 +263,32 @@ def parse(arguments=None) -> argparse.Namespace:
   parser.add_argument('--only', default='', help='axes, by commas')
   parser.add_argument('--seconds', type=float, help='of training each')
   parser.add_argument('--seeds', default='0')
-  parser.add_argument('--save', action='store_const', const=True)
+  parser.add_argument('--save', action='store_true',
+                      help='keep the drafters')
   parser.add_argument('--length', type=int, default=512)
   parser.add_argument('--batch_size', type=int, default=32)
   parser.add_argument('--num_prompts', type=int, default=64)
   parser.add_argument('--new_tokens', type=int, default=128)
   parser.add_argument('--learning_rate', type=float, default=2e-3)
   parser.add_argument(
-      '--threads', type=int, default=1,
-      help='compilations at once; more than 1 turns XLA\'s tuning of GPU '
-      'kernels off, which is not safe while other programs run')
-  parser.add_argument('--group', type=int, default=12)
+      '--workers', type=int, default=0,
+      help='processes that compile all drafters first, side by side')
+  parser.add_argument('--fill', type=share, help=argparse.SUPPRESS)
   args = parser.parse_args(arguments)
   if args.seconds is None:
     args.seconds = _TINY_SECONDS if args.target == 'tiny' else _SECONDS
   return args
 
 
+def share(text: str) -> tuple[int, int]:
+  """Reads 'i/n'."""
+  number, _, count = text.partition('/')
+  return int(number), int(count)
+
+
 def main(arguments=None) -> int:
   """Runs the program; returns the exit code."""
   args = parse(arguments)
-  tune_nothing(args.threads)
   tiny = args.target == 'tiny'
   base = {} if tiny else {
       'target': args.target, 'data.rollouts': args.rollouts or None,
@@ -277,27 +300,35 @@ def main(arguments=None) -> int:
   seeds = [int(s) for s in args.seeds.split(',')]
   own = {kind: ablate_variants.config(Variant('', '', kind), base, tiny)
          for kind in {v.kind for v in variants}}
-  setting = {**base, 'target': args.target, 'seconds': args.seconds,
-             'tuned': args.threads == 1}
-  results = Results(output.prepare(args.out) / 'ablations.json', setting)
-  keys = [ablate_variants.trimmed(v, own[v.kind]) for v in variants]
-  for variant, key in zip(variants, keys, strict=True):
-    results.data['axes'].setdefault(variant.axis, {})[variant.label] = key
-  results.save()
+  results = Results(
+      output.prepare(args.out) / 'ablations.json',
+      {**base, 'target': args.target, 'seconds': args.seconds})
+  keys = {v: ablate_variants.trimmed(v, own[v.kind]) for v in variants}
+
+  def missing() -> list[tuple[str, Variant]]:
+    first = {key: v for v, key in reversed(keys.items())}
+    return [(key, first[key]) for key in dict.fromkeys(keys.values())
+            if not all(results.done(key, seed) for seed in seeds)]
+
+  if not args.fill:
+    for variant, key in keys.items():
+      results.data['axes'].setdefault(variant.axis, {})[variant.label] = key
+    results.save()
+    if args.workers and missing():
+      compile_apart(
+          list(sys.argv[1:] if arguments is None else arguments),
+          min(args.workers, len(missing())))
   cli.start(False)
   first = ablate_variants.config(Variant('', ''), base, tiny)
   target = cli.load_target(first, None, True)
   text = text_lib.read(first, target, 0)
-
-  def maker(variant: Variant):
-    return lambda: Job(
-        variant, ablate_variants.config(variant, base, tiny), target, text)
-
-  def missing():
-    return [(key, maker(v)) for v, key in zip(variants, keys, strict=True)
-            if not all(results.done(key, seed) for seed in seeds)]
-
-  work(results, list(dict(missing()).items()), seeds, args)
+  jobs = [(variant, key, functools.partial(
+      Job, variant, ablate_variants.config(variant, base, tiny), target, text))
+          for key, variant in missing()]
+  if args.fill:
+    fill(jobs, seeds[0], args.fill)
+    return 0
+  work(results, jobs, seeds, args)
   return 1 if missing() else 0
 
 

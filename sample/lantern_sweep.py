@@ -48,7 +48,6 @@ from sample.lantern_points import (
   parse,
   points,
 )
-from specjax import verify
 from specjax.core.round import Engine
 from specjax.core.types import Models
 from specjax.distill import measure
@@ -56,11 +55,10 @@ from specjax.eval import classifier, distances, features
 from specjax.eval.statistics import Statistics
 from specjax.host import cli, image_sampling, images, methods
 from specjax.host import results as results_lib
+from specjax.host import rules as rules_lib
 from specjax.host.load import Model
 from specjax.io import drafter_file, output
-from specjax.models import vq
 from specjax.models.classifier import Classifier
-from specjax.models.guided import Guided
 from train import image_data
 
 # Of a Frechet distance; each decomposes a matrix.
@@ -75,6 +73,7 @@ class Scene:
     target: not guided. drafter: a smaller decoder, the folder of a drafter
       that `train.drafter` made, or None.
     tokenizer, grid, num_classes: of the codes.
+    codebook: where rules find the vectors of the codes.
   """
 
   target: Model
@@ -82,6 +81,7 @@ class Scene:
   tokenizer: images.Tokenizer
   grid: tuple[int, int]
   num_classes: int
+  codebook: str = 'synthetic'
 
   @property
   def length(self) -> int:
@@ -104,23 +104,19 @@ class Way:
   def __init__(self, scene: Scene, point: Point):
     """Prepares; compiled at the first call of a batch size."""
     self.scene, self.point = scene, point
-    target = guided(scene.target, point.guidance)
+    target = image_sampling.guided(scene.target, point.guidance)
     drafting = dict(point.drafting or {'method': 'null'})
     if drafting.get('model') == DRAFTER:
       assert scene.drafter is not None
       drafting['model'] = (
           scene.drafter if isinstance(scene.drafter, str)
-          else guided(scene.drafter, point.guidance))
+          else image_sampling.guided(scene.drafter, point.guidance))
     drafter, params = methods.build(drafting, target)
-    tables, options = None, dict(point.options)
-    if point.verify == 'auto':
-      rule = verify.get('speculative')
-    else:
-      rule = verify.get(point.verify, **options)
+    options = dict(point.options)
     if point.reads_codebook:
-      vectors = np.asarray(vq.unit(scene.tokenizer.params['codebook']))
-      tables = {'neighbours': verify.neighbours(
-          vectors, point.options['num_neighbours'])}
+      options['codebook'] = scene.codebook
+    verify = 'speculative' if point.verify == 'auto' else point.verify
+    rule, tables = rules_lib.build(verify, options, target.vocab_size)
     self.engine = Engine(target.lm, drafter, rule)
     self.params = Models(target=target.params, drafter=params,
                          verifier=tables)
@@ -133,14 +129,6 @@ class Way:
         temperature=self.point.temperature, seed=seed)
     # A class is one token.
     return measure.acceptance(self.engine, self.params, start, chunk=1)
-
-
-def guided(model: Model, scale: float) -> Model:
-  """Returns a model under guidance, itself at scale 1."""
-  if scale == 1:
-    return model
-  lm: Any = Guided(model.lm, scale)
-  return dataclasses.replace(model, lm=lm)
 
 
 class Judge:
@@ -240,7 +228,7 @@ def scene_of(args: argparse.Namespace) -> Scene:
       raise ValueError(f'--drafter={args.drafter}: of other codes or classes '
                        f'than {args.target}')
   return Scene(model, small, tokenizer, tuple(facts['grid']),
-               len(facts['data']['classes']))
+               len(facts['data']['classes']), args.tokenizer or 'synthetic')
 
 
 def judge_of(args: argparse.Namespace) -> tuple[Judge, np.ndarray] | None:

@@ -17,7 +17,7 @@ import time
 
 from absl import flags
 
-from specjax.certificates import cases, jobs, report
+from specjax.certificates import cases, continuous, jobs, report
 from specjax.host import certified, cli, results
 from specjax.io import output
 from specjax.version import __version__
@@ -37,7 +37,8 @@ _QUIET = flags.DEFINE_bool('quiet', False, 'No progress and no table.')
 
 def main() -> int:
   """Runs the program; returns the exit code."""
-  grid = cases.grid(_FULL.value) + certified.grid(_FULL.value)
+  grid = (cases.grid(_FULL.value) + certified.grid(_FULL.value)
+          + continuous.grid(_FULL.value))
   if _LIST.value:
     print('\n'.join(jobs.names(grid, _ONLY.value)))
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 
 from matplotlib import image
 import numpy as np
@@ -64,9 +65,10 @@ def test_smaller_shares_are_in_larger_ones():
   assert all(a < b for a, b in zip(parts, parts[1:], strict=False))
 
 
-def test_a_dry_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
-  monkeypatch.setenv('XLA_FLAGS', os.environ.get('XLA_FLAGS', ''))
-  arguments = ['--target', 'tiny', '--only', 'layers', '--threads', '2',
+def test_a_dry_run_goes_on_where_it_stopped(tmp_path, monkeypatch, capfd):
+  monkeypatch.setenv('SPECJAX_CACHE', str(tmp_path / 'cache'))
+  monkeypatch.setenv('PYTHONPATH', os.pathsep.join(sys.path))
+  arguments = ['--target', 'tiny', '--only', 'layers', '--workers', '2',
                '--save', '--seconds', '0.05', '--out', str(tmp_path)]
   real, trained = ablate_drafter.Job.train, []
 
@@ -78,7 +80,8 @@ def test_a_dry_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
 
   monkeypatch.setattr(ablate_drafter.Job, 'train', train)
   assert ablate_drafter.main(arguments) == 1
-  assert 'xla_gpu_autotune_level=0' in os.environ['XLA_FLAGS']
+  said = capfd.readouterr()
+  assert said.out.count(': compiled') == 2 and 'failed' not in said.err
   path = tmp_path / 'ablations.json'
   first = json.loads(path.read_text())['runs']
   assert ['for once' in str(r.get('failed')) for r in first.values()] == [

@@ -16,9 +16,11 @@ MAY = {
     'core': (),
     'verify': ('specjax.core',),
     'drafters': ('specjax.core',),
-    # The two of io read files into numpy and import nothing of specjax.
+    # The two of io read files into numpy and import nothing of specjax. What
+    # `pipeline` is to models of tokens, `density` is to continuous ones.
     'models': ('specjax.core.types', 'specjax.core.pipeline',
-               'specjax.core.tree', 'specjax.io.errors', 'specjax.io.gguf'),
+               'specjax.core.density', 'specjax.core.tree',
+               'specjax.io.errors', 'specjax.io.gguf'),
     'io': ('specjax.core.types', 'specjax.parallel'),
     'parallel': (),
     'data': ('specjax.io',),

@@ -150,10 +150,10 @@ def _records(
       warnings.warn(f'{facts["target"]} wrote these rollouts, not '
                     f'{target.name}: a drafter learns best from its '
                     "target's own text", stacklevel=2)
-    scale = getattr(target.lm, 'scale', 1.0)
-    if facts.get('guidance', scale) != scale:
-      warnings.warn(f'these rollouts were written at guidance '
-                    f'{facts["guidance"]:g}, not {scale:g}', stacklevel=2)
+    if facts.get('guidance', target.guidance) != target.guidance:
+      warnings.warn('these rollouts were written at guidance '
+                    f'{facts["guidance"]:g}, not {target.guidance:g}',
+                    stacklevel=2)
   if not held_out and target.num_ids > target.vocab_size:
     train, held_out = filters.cut(train, data.held_out)
   elif not held_out:

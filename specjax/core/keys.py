@@ -31,7 +31,8 @@ class Purpose(enum.IntEnum):
   CONTROL = 5
 
 
-def _fold(keys: Array, data: Array | int) -> Array:
+def fold(keys: Array, data: Array | int) -> Array:
+  """Returns keys of any shape, told apart by `data`, which broadcasts."""
   data = jnp.broadcast_to(jnp.asarray(data, jnp.uint32), keys.shape)
   flat = jax.vmap(jax.random.fold_in)(keys.reshape(-1), data.reshape(-1))
   return flat.reshape(keys.shape)
@@ -39,8 +40,8 @@ def _fold(keys: Array, data: Array | int) -> Array:
 
 def row(context, purpose: Purpose, index: Array | int = 0) -> Array:
   """Returns key[B] for this round; `index` tells draws in a round apart."""
-  keys = _fold(context.keys, int(purpose))
-  return _fold(_fold(keys, context.rounds), index)
+  keys = fold(context.keys, int(purpose))
+  return fold(fold(keys, context.rounds), index)
 
 
 def position(context, position: Array, purpose: Purpose = Purpose.MATCH):
@@ -49,10 +50,10 @@ def position(context, position: Array, purpose: Purpose = Purpose.MATCH):
 
 
 def _at_position(context, position: Array, purpose: Purpose) -> Array:
-  keys = _fold(context.keys, int(purpose))
+  keys = fold(context.keys, int(purpose))
   if position.ndim == 2:
     keys = jnp.broadcast_to(keys[:, None], position.shape)
-  return _fold(keys, position)
+  return fold(keys, position)
 
 
 def shared_gumbel(context, position: Array, index: int, size: int) -> Array:
@@ -61,7 +62,7 @@ def shared_gumbel(context, position: Array, index: int, size: int) -> Array:
   `index` tells siblings apart; 0 is the noise that sample-and-match uses.
   """
   keys = _at_position(context, position, Purpose.MATCH)
-  return gumbel(_fold(keys, index) if index else keys, size)
+  return gumbel(fold(keys, index) if index else keys, size)
 
 
 def uniform(keys: Array, num: int) -> Array:

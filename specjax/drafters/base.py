@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from specjax.core import tree
-from specjax.core.types import POINT, Draft, SpecState
+from specjax.core.types import POINT, Context, Draft, SpecState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,3 +75,11 @@ def point_draft(topology: tree.Topology, tokens, valid, **kwargs) -> Draft:
   return Draft(
       topology=topology, tokens=tokens, valid=valid,
       mode=jnp.full((topology.num_nodes,), POINT, jnp.int32), **kwargs)
+
+
+def no_draft(topology: tree.Topology, context: Context) -> Draft:
+  """Returns a draft without a valid slot, of the text's kind of tokens."""
+  shape = (context.length.shape[0], topology.num_nodes)
+  return point_draft(
+      topology, jnp.zeros(shape + context.tokens.shape[2:],
+                          context.tokens.dtype), jnp.zeros(shape, bool))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax.numpy as jnp
-
 from specjax.core.tree import Topology
 from specjax.core.types import Draft, Models, SpecState
 from specjax.drafters import base
@@ -40,7 +38,4 @@ class Null(base.ChainDrafter):
   ) -> tuple[Draft, SpecState]:
     """Returns a draft without a valid slot."""
     del params
-    shape = (state.context.length.shape[0], self.topology.num_nodes)
-    return base.point_draft(
-        self.topology, jnp.zeros(shape, jnp.int32),
-        jnp.zeros(shape, bool)), state
+    return base.no_draft(self.topology, state.context), state

@@ -172,10 +172,7 @@ class Idle(Sourced, base.Drafter):
 
   def propose(self, params, state) -> tuple[Draft, SpecState]:
     del params
-    batch = state.context.length.shape[0]
-    return base.point_draft(
-        self.topology, jnp.zeros((batch, 0), jnp.int32),
-        jnp.zeros((batch, 0), bool)), state
+    return base.no_draft(self.topology, state.context), state
 
 
 def of(model: Any) -> Source:
@@ -223,7 +220,7 @@ class LanguageModel:
     if level.ancestors is None:
       logits, cache = self.model.extend(
           params.drafter, cache, level.tokens, level.base,
-          jnp.ones(level.tokens.shape, bool))
+          jnp.ones(level.tokens.shape[:2], bool))
       logits = logits[:, None]
     else:
       logits, cache = self.model.grow(

@@ -76,7 +76,7 @@ def save_drafter(
       'kind': kind, 'num_draft': num_draft, 'model': trained.to_values(model),
       'target': {
           'name': target.name, 'weights': fingerprint(target),
-          'guidance': _guidance(target),
+          'guidance': target.guidance,
           'embed_dim': config.embed_dim, 'num_layers': config.num_layers,
           'vocab_size': config.vocab_size}}
   return drafter_file.write(
@@ -111,10 +111,10 @@ def load_drafter(folder: str | Path, target: Model) -> Loaded:
         f'({facts["target"].get("name")}): expect fewer accepted drafts',
         stacklevel=2)
   scale = facts['target'].get('guidance', 1.0)
-  if scale != _guidance(target):
+  if scale != target.guidance:
     warnings.warn(
         f'{folder}: trained for guidance {scale:g}, used at '
-        f'{_guidance(target):g}: expect fewer accepted drafts', stacklevel=2)
+        f'{target.guidance:g}: expect fewer accepted drafts', stacklevel=2)
   try:
     params = model.attach(net, target.params, ids)
   except ValueError as error:
@@ -175,11 +175,6 @@ def fingerprint(target: Model) -> str:
       found.update(np.asarray(rules.fetch(leaf)).astype(
           ml_dtypes.bfloat16).tobytes())
   return found.hexdigest()
-
-
-def _guidance(target: Model) -> float:
-  """Returns the scale of a target that is guided, else 1."""
-  return float(getattr(target.lm, 'scale', 1.0))
 
 
 def named(tree: Any) -> dict[str, Any]:

@@ -118,10 +118,15 @@ def load_target(
     model, facts, _ = random_models()
   else:
     model, facts = images.load_lm(source, dtype=dtype)
-  if guidance != 1 or guided_steps is not None:
-    guided: Any = Guided(model.lm, guidance, guided_steps)
-    model = dataclasses.replace(model, lm=guided)
-  return model, facts
+  return guided(model, guidance, guided_steps), facts
+
+
+def guided(model: Model, scale: float, steps: int | None = None) -> Model:
+  """Returns a model under guidance; itself at scale 1 for all codes."""
+  if scale == 1 and steps is None:
+    return model
+  lm: Any = Guided(model.lm, scale, steps)
+  return dataclasses.replace(model, lm=lm)
 
 
 def random_models() -> tuple[Model, dict[str, Any], images.Tokenizer]:

@@ -47,6 +47,11 @@ class Model:
     """Ids that a prompt may hold: V, and the conditions of an image model."""
     return getattr(self.lm, 'num_ids', self.vocab_size)
 
+  @property
+  def guidance(self) -> float:
+    """Scale of an image model that is guided, else 1."""
+    return float(getattr(self.lm, 'scale', 1.0))
+
 
 def default_dtype() -> str:
   """Returns 'bfloat16' on an accelerator, 'float32' on a CPU."""

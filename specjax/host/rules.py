@@ -24,10 +24,10 @@ def build(
 
   Args:
     verify: a rule's name, 'auto', `{'name': ..., **options}`, or a rule.
-    options: fields of the rule; also `codebook` (a tokenizer's folder, an
-      .npy file of VQ vectors [entries, channels], or 'synthetic': random ones
-      for the whole vocabulary) for 'lantern' and for 'grouped' with a
-      `distance`, and `head` (a .safetensors file) for 'judge'.
+    options: fields of the rule; also `codebook` (a tokenizer's folder or .pt
+      file, an .npy file of VQ vectors [entries, channels], or 'synthetic':
+      random ones for the whole vocabulary) for 'lantern' and for 'grouped'
+      with a `distance`, and `head` (a .safetensors file) for 'judge'.
     vocab_size: V of the target.
 
   Raises:
@@ -76,7 +76,7 @@ def _codebook(source: str, vocab_size: int) -> np.ndarray:
     rng = np.random.default_rng(0)
     return rng.normal(size=(vocab_size, _SYNTHETIC_CHANNELS))
   path = pathlib.Path(source)
-  if path.is_dir():
+  if path.is_dir() or path.suffix in ('.pt', '.pth'):
     # What the tokenizer looks up: rows of length 1.
     return np.asarray(vq.unit(images.load_tokenizer(path).params['codebook']))
   if not path.is_file():

@@ -24,33 +24,29 @@ def groups(channels: int) -> int:
   return min(32, channels)
 
 
-@dataclasses.dataclass(frozen=True)
-class VQConfig:
-  """A tokenizer's shape. Hashable.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConvConfig:
+  """The shape of the convolutions around a latent space. Hashable.
+
+  A subclass says what the encoder ends in (`encoded_dim`).
 
   Attributes:
-    num_codes: V. code_dim: channels of a code.
     channels: of the finest level. multipliers: of each level, finest first;
       each level but the last halves the size of the image.
     num_res_blocks: of a level (the decoder has one more).
-    latent_dim: channels between the convolutions and the codes.
     attention: at the coarsest level, and in the middle.
     dtype: of activations; weights are float32.
   """
 
-  num_codes: int = 16_384
-  code_dim: int = 8
   channels: int = 128
   multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
   num_res_blocks: int = 2
-  latent_dim: int = 256
   attention: bool = True
   dtype: str = 'float32'
 
   def __post_init__(self):
-    low = min(self.num_codes, self.code_dim, self.channels,
-              self.num_res_blocks, self.latent_dim, *self.multipliers)
-    if not self.multipliers or low < 1:
+    sizes = [v for v in vars(self).values() if type(v) is int]
+    if not self.multipliers or min(*sizes, *self.multipliers) < 1:
       raise ValueError(f'{self}: all sizes must be >= 1')
     for multiplier in self.multipliers:
       size = self.channels * multiplier
@@ -62,6 +58,35 @@ class VQConfig:
   def factor(self) -> int:
     """Pixels a token is wide and high."""
     return 2 ** (len(self.multipliers) - 1)
+
+  @property
+  def encoded_dim(self) -> int:
+    """Channels that the encoder ends in."""
+    raise NotImplementedError
+
+  @property
+  def up_attention(self) -> bool:
+    """Whether the decoder's coarsest level attends as the encoder's does."""
+    return self.attention
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VQConfig(ConvConfig):
+  """A tokenizer's shape. Hashable.
+
+  Attributes:
+    num_codes: V. code_dim: channels of a code.
+    latent_dim: channels between the convolutions and the codes.
+  """
+
+  num_codes: int = 16_384
+  code_dim: int = 8
+  latent_dim: int = 256
+
+  @property
+  def encoded_dim(self) -> int:
+    """Channels that the encoder ends in."""
+    return self.latent_dim
 
 
 VQ16 = VQConfig()
@@ -147,9 +172,9 @@ def to_bytes(image: Array) -> Array:
 
 
 class Encoder(nn.Module):
-  """Pixels to [B,h,w,latent_dim]."""
+  """Pixels to [B,h,w,encoded_dim]."""
 
-  config: VQConfig
+  config: ConvConfig
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -161,13 +186,13 @@ class Encoder(nn.Module):
                 c.attention and level == last,
                 'down' if level < last else None,
                 name=f'conv_blocks_{level}')(x)
-    return _ending(c, x, c.latent_dim)
+    return _ending(c, x, c.encoded_dim)
 
 
 class Decoder(nn.Module):
-  """[B,h,w,latent_dim] to pixels; its first level is the coarsest."""
+  """Latents [B,h,w,...] to pixels; its first level is the coarsest."""
 
-  config: VQConfig
+  config: ConvConfig
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -178,18 +203,18 @@ class Decoder(nn.Module):
     last = len(c.multipliers) - 1
     for level, multiplier in enumerate(reversed(c.multipliers)):
       x = Level(c, c.channels * multiplier, c.num_res_blocks + 1,
-                c.attention and not level, 'up' if level < last else None,
+                c.up_attention and not level, 'up' if level < last else None,
                 name=f'conv_blocks_{level}')(x)
     return _conv(c, 3, name='conv_out')(
         nn.silu(_norm(c, 'norm_out')(x)))
 
 
-def _ending(c: VQConfig, x: Array, size: int) -> Array:
+def _ending(c: ConvConfig, x: Array, size: int) -> Array:
   x = _middle(c, x)
   return _conv(c, size, name='conv_out')(nn.silu(_norm(c, 'norm_out')(x)))
 
 
-def _middle(c: VQConfig, x: Array) -> Array:
+def _middle(c: ConvConfig, x: Array) -> Array:
   """Two blocks, attention between them; inside a compact method."""
   size = x.shape[-1]
   x = ResBlock(c, size, name='mid_0')(x)
@@ -201,7 +226,7 @@ def _middle(c: VQConfig, x: Array) -> Array:
 class Level(nn.Module):
   """Blocks at one resolution, then half or twice of it."""
 
-  config: VQConfig
+  config: ConvConfig
   size: int
   num_blocks: int
   attention: bool
@@ -227,7 +252,7 @@ class Level(nn.Module):
 class Resample(nn.Module):
   """A convolution; a module of its own for its name."""
 
-  config: VQConfig
+  config: ConvConfig
   size: int
   stride: int
   padding: str
@@ -241,7 +266,7 @@ class Resample(nn.Module):
 class ResBlock(nn.Module):
   """Two normed convolutions around a shortcut."""
 
-  config: VQConfig
+  config: ConvConfig
   size: int
 
   @nn.compact
@@ -257,7 +282,7 @@ class ResBlock(nn.Module):
 class Attention(nn.Module):
   """Attention of one head over all places."""
 
-  config: VQConfig
+  config: ConvConfig
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -271,7 +296,7 @@ class Attention(nn.Module):
     return x + _conv(c, size, 1, name='proj_out')(out)
 
 
-def _conv(c: VQConfig, size: int, width: int = 3, name: str | None = None):
+def _conv(c: ConvConfig, size: int, width: int = 3, name: str | None = None):
   return nn.Conv(size, (width, width), dtype=c.dtype, name=name)
 
 
@@ -293,7 +318,7 @@ class _GroupNorm(nn.Module):
     return (normed * scale + bias).astype(self.dtype)
 
 
-def _norm(c: VQConfig, name: str):
+def _norm(c: ConvConfig, name: str):
   return _GroupNorm(c.dtype, name=name)
 
 

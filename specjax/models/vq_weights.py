@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import re
 from typing import Any
 
@@ -21,12 +21,7 @@ _DIGITS = re.compile(r'_(\d+)(?=/|$)')
 
 def to_llamagen(params: Any) -> dict[str, np.ndarray]:
   """Returns tensors as LlamaGen names and lays them out."""
-  tensors = {}
-  for path, value in traverse_util.flatten_dict(params, sep='/').items():
-    name = _official(path)
-    x = np.asarray(value)
-    tensors[name] = x.transpose(3, 2, 0, 1) if x.ndim == 4 else x
-  return tensors
+  return {_official(path): x for path, x in laid_out(params).items()}
 
 
 def from_llamagen(
@@ -42,9 +37,37 @@ def from_llamagen(
     FormatError: tensors that are missing, left over, or of another shape; the
       message names them.
   """
-  like = traverse_util.flatten_dict(vq.abstract(config), sep='/')
-  names = {_official(path): path for path in like}
-  spare = [n for n in tensors if n not in names and not _IGNORED.search(n)]
+  return placed(
+      vq.abstract(config), _official,
+      {n: x for n, x in tensors.items() if not _IGNORED.search(n)},
+      f'a tokenizer with {config}')
+
+
+def laid_out(params: Any) -> dict[str, np.ndarray]:
+  """Returns arrays by path, convolutions as (out, in, height, width)."""
+  found = {}
+  for path, value in traverse_util.flatten_dict(params, sep='/').items():
+    x = np.asarray(value)
+    found[path] = x.transpose(3, 2, 0, 1) if x.ndim == 4 else x
+  return found
+
+
+def placed(
+    shapes: Any, official: Callable[[str], str],
+    tensors: Mapping[str, np.ndarray], of: str,
+) -> Any:
+  """Returns parameters like `shapes` out of tensors of other names.
+
+  Args:
+    shapes: the tree that is expected. official: a path's published name.
+    tensors: see `from_llamagen`. of: what this is, for messages.
+
+  Raises:
+    FormatError: see `from_llamagen`.
+  """
+  like = traverse_util.flatten_dict(shapes, sep='/')
+  names = {official(path): path for path in like}
+  spare = [n for n in tensors if n not in names]
   missing = [n for n in names if n not in tensors]
   if spare or missing:
     raise FormatError(
@@ -56,8 +79,7 @@ def from_llamagen(
     x = x.transpose(2, 3, 1, 0) if x.ndim == 4 else x
     if x.shape != like[path].shape:
       raise FormatError(
-          f'tensor {name!r} has shape {tensors[name].shape}: not of a '
-          f'tokenizer with {config}')
+          f'tensor {name!r} has shape {tensors[name].shape}: not of {of}')
     flat[path] = jnp.asarray(x)
   return traverse_util.unflatten_dict(flat, sep='/')
 

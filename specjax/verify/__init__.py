@@ -8,6 +8,7 @@ from typing import Any
 from specjax.verify.base import Rule
 from specjax.verify.block import Block
 from specjax.verify.bound import acceptance_upper_bound
+from specjax.verify.continuous import CSpD, PathExact, Reflection
 from specjax.verify.greedy import Greedy, Gumbel, Match
 from specjax.verify.grouped import Grouped
 from specjax.verify.judge import Judge
@@ -20,8 +21,9 @@ from specjax.verify.traversal import Traversal
 from specjax.verify.typical import Typical
 
 RULES: tuple[type[Rule], ...] = (
-    Block, Greedy, GreedyMultiDraft, Grouped, Gumbel, Judge, KSeq, Lantern,
-    Lenient, Match, OptimalTransport, Speculative, Traversal, Typical)
+    Block, CSpD, Greedy, GreedyMultiDraft, Grouped, Gumbel, Judge, KSeq,
+    Lantern, Lenient, Match, OptimalTransport, PathExact, Reflection,
+    Speculative, Traversal, Typical)
 _BY_NAME: dict[str, type[Any]] = {rule.name: rule for rule in RULES}
 # Other names for the same thing, and presets.
 _ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -29,6 +31,7 @@ _ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
     'deterministic': ('match', {}),
     'spechub': ('greedy_multi_draft', {}),
     'gsd': ('grouped', {}),
+    'exact_j': ('path_exact', {}),
     'lantern++': ('lantern', {'lam': 2.0}),
     'medusa': ('typical', {'form': 'medusa'}),
 }
@@ -62,7 +65,8 @@ def get(name: str, **options: Any) -> Any:
 
 
 __all__ = [
-    'RULES', 'Block', 'Greedy', 'GreedyMultiDraft', 'Grouped', 'Gumbel',
-    'Judge', 'KSeq', 'Lantern', 'Lenient', 'Match', 'OptimalTransport',
-    'Rule', 'Speculative', 'Traversal', 'Typical', 'acceptance_upper_bound',
-    'get', 'names', 'neighbours']
+    'RULES', 'Block', 'CSpD', 'Greedy', 'GreedyMultiDraft', 'Grouped',
+    'Gumbel', 'Judge', 'KSeq', 'Lantern', 'Lenient', 'Match',
+    'OptimalTransport', 'PathExact', 'Reflection', 'Rule', 'Speculative',
+    'Traversal', 'Typical', 'acceptance_upper_bound', 'get', 'names',
+    'neighbours']

@@ -34,6 +34,7 @@ class Rule:
     taps: hidden states of the target that it reads.
     modes: kinds of drafts (`core.types`) that it verifies.
     chains_only: it does not walk trees. advice: what to use instead.
+    continuous: it is for tokens of real numbers, not of a vocabulary.
   """
 
   name: ClassVar[str] = ''
@@ -42,6 +43,7 @@ class Rule:
   modes: ClassVar[tuple[int, ...]] = (
       IID, WITHOUT_REPLACEMENT, TOP_PLUS_ONE, POINT, MATCH)
   chains_only: ClassVar[bool] = False
+  continuous: ClassVar[bool] = False
   advice: ClassVar[str] = "use 'match' or 'speculative'"
 
   def check(
@@ -53,10 +55,15 @@ class Rule:
     Called on the host, before anything is compiled.
 
     Args:
-      topology, modes: of the drafter. vocab_size: V of the target.
+      topology, modes: of the drafter. vocab_size: V of the target; 0 where
+        tokens are real numbers.
       params: what `Models.verifier` will be.
     """
-    del vocab_size, params
+    del params
+    if self.continuous != (vocab_size == 0):
+      what = 'real numbers' if self.continuous else 'a vocabulary'
+      raise ValueError(f'verify={self.name!r} is for tokens of {what}, and '
+                       "this model's are not")
     if self.chains_only and not topology.is_chain:
       raise ValueError(
           f'verify={self.name!r} is for chains, and the drafter proposes a '

@@ -1,0 +1,130 @@
+"""MAR in the loop: passes, orders, guidance, the law of whole images."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from specjax import verify
+from specjax.certificates import sampled, walks
+from specjax.core import loop
+from specjax.core.round import Engine
+from specjax.core.types import Models
+from specjax.drafters import Null
+from specjax.drafters.chain_density import ChainDensity
+from specjax.models.diffusion import Diffusion
+from specjax.models.diffusion_head import DenoisingMLP, GuidedHead
+from specjax.models.mar import MAR
+from specjax.models.masked_images import MaskedImages
+
+NUM, CHANNELS = 4, 2
+_MAR = MAR(num_tokens=NUM, channels=CHANNELS, num_classes=3, width=8,
+           num_encoder=1, num_decoder=1, num_heads=2, buffer=2)
+_HEAD = DenoisingMLP(CHANNELS, 8, 12, 1)
+
+
+def model(guided=False):
+  """Returns a tiny model, from a level where untrained heads behave."""
+  head = GuidedHead(_HEAD) if guided else _HEAD
+  return MaskedImages(_MAR, Diffusion(
+      head, CHANNELS, num_levels=8, num_base=8, first=5, variance='lower'))
+
+
+def weights(seed, noise=0.0):
+  """Returns random parameters; `noise` is how far others are from them."""
+  def draw(shapes, seed):
+    rng, other = (np.random.default_rng(s) for s in (seed, seed + 100))
+    return {name: jnp.asarray(
+        ('norm' in name and 'weight' in name) + rng.normal(0, 0.3, shape)
+        + noise * other.normal(0, 0.3, shape), jnp.float32)
+            for name, shape in shapes.items()}
+  return {'mar': draw(_MAR.shapes, seed), 'head': draw(_HEAD.shapes, seed + 1)}
+
+
+def context(rows, seed=0, guided=False):
+  """Returns images that are not begun, of several classes and orders."""
+  rng = np.random.default_rng(seed)
+  condition = {
+      'order': jnp.asarray(np.stack(
+          [rng.permutation(NUM) for _ in range(4)])[np.arange(rows) % 4]),
+      'label': jnp.asarray(np.arange(rows) % 3)}
+  if guided:
+    condition['guidance'] = jnp.full((rows,), 2.0)
+  return walks.context(
+      np.zeros((rows, 1, CHANNELS)), np.ones(rows), np.full(rows, NUM),
+      np.ones(rows), jax.random.split(jax.random.key(seed), rows), room=NUM,
+      condition=condition)
+
+
+PARAMS = Models(target=weights(0), drafter=weights(0, 0.02))
+
+
+@pytest.mark.parametrize('guided', [False, True])
+def test_each_draft_is_scored_given_those_before_it(guided):
+  """Rows of the block equal passes over images that are really so far."""
+  lm, start = model(guided), context(6, guided=guided)
+  drafter = ChainDensity(3, lm)
+  engine = Engine(lm, drafter, verify.PathExact())
+  draft, state = drafter.propose(PARAMS, loop.empty(engine, start))
+  scores, _ = lm.score(PARAMS, state, draft, ())
+  order, label = (np.asarray(start.condition[k]) for k in ('order', 'label'))
+  for known in range(4):
+    image = np.full((6, NUM, CHANNELS), np.nan, np.float32)
+    masked = np.ones((6, NUM), bool)
+    for b in range(6):
+      for k in range(known):
+        image[b, order[b, k]] = draft.tokens[b, k]
+        masked[b, order[b, k]] = False
+    place = order[:, known]
+    for who, law in (('target', scores.target_law),
+                     ('drafter', draft.draft_law)):
+      if who == 'drafter' and known == 3:
+        continue  # it drafts three
+      for name, classes in (('with', label), ('without', np.full(6, 3))):
+        if name == 'without' and not guided:
+          continue
+        want = _MAR(getattr(PARAMS, who)['mar'], jnp.asarray(image),
+                    jnp.asarray(masked), jnp.asarray(classes))
+        found = law.condition[name] if guided else law.condition
+        np.testing.assert_allclose(
+            found[:, known], want[np.arange(6), place], atol=2e-5)
+
+
+@pytest.mark.parametrize(('rule', 'guided'), [
+    (verify.PathExact(), False), (verify.PathExact(2), True)])
+def test_images_have_the_targets_law(rule, guided):
+  """Two samples: drafted, and plain; each place, each class."""
+  lm, rows = model(guided), 6144
+  def images(drafter, seed):
+    state = sampled.decode(
+        Engine(lm, drafter, rule), PARAMS, context(
+            rows, guided=guided).replace(keys=jax.random.split(
+                jax.random.key(seed), rows)))
+    assert np.all(np.asarray(state.context.done))
+    return np.asarray(state.context.tokens)[:, 1:NUM + 1], np.asarray(
+        state.context.rounds)
+  drafted, rounds = images(ChainDensity(2, lm), 1)
+  plain, steps = images(Null(0), 2)
+  assert np.all(steps == NUM) and rounds.mean() < 0.9 * NUM
+  kinds = np.arange(rows) % 12  # class and order
+  p_values = []
+  for kind in range(12):
+    one, other = (x[kinds == kind].reshape(-1, NUM * CHANNELS)
+                  for x in (drafted, plain))
+    for a, b in zip(one.T, other.T, strict=True):
+      p_values.append(stats.ks_2samp(a, b).pvalue)
+    p_values.append(stats.ks_2samp(one @ np.arange(1, 9), other @ np.arange(
+        1, 9)).pvalue)
+  assert min(p_values) * len(p_values) > 1e-3
+  # And the classes differ, so that the test means something.
+  assert min(stats.ks_2samp(a, b).pvalue for a, b in zip(
+      plain[kinds == 0].reshape(-1, 8).T, plain[kinds == 4].reshape(-1, 8).T,
+      strict=True)) < 1e-4
+
+
+def test_channels_must_agree():
+  with pytest.raises(ValueError, match='2 channels, and a head of 3'):
+    MaskedImages(_MAR, Diffusion(_HEAD, 3))
