@@ -31,7 +31,7 @@ class Continuous(base.Rule):
   modes: ClassVar[tuple[int, ...]] = (IID,)
   chains_only: ClassVar[bool] = True
   continuous: ClassVar[bool] = True
-  advice: ClassVar[str] = 'draft a chain with a continuous drafter'
+  advice: ClassVar[str] = 'use a chain of a drafter of real numbers'
 
   def tests(
       self, context: Context, draft: Draft, p: Any, q: Any

@@ -72,7 +72,8 @@ def test_presets_and_options(name, options, rule):
 def test_lossy_rules_say_so():
   """Those that may change the law, and no other."""
   lossy = {rule.name for rule in verify.RULES if rule.lossy}
-  assert lossy == {'lenient', 'typical', 'lantern', 'judge', 'grouped'}
+  assert lossy == {
+      'lenient', 'typical', 'lantern', 'judge', 'grouped', 'cspd'}
 
 
 @pytest.mark.parametrize('name', ['', 'speculativ', 'Speculative', 'none'])
@@ -145,17 +146,28 @@ def test_kinds_of_drafts(rule_class, mode):
   rule, params, topology = example(rule_class)
   if rule_class is OptimalTransport and mode == WITHOUT_REPLACEMENT:
     rule = OptimalTransport('without_replacement')
+  vocab_size = 0 if rule.continuous else 60
   if mode in rule.modes:
-    rule.check(topology, (mode,), 60, params)
+    rule.check(topology, (mode,), vocab_size, params)
     return
   with pytest.raises(ValueError) as caught:
-    rule.check(topology, (mode,), 60, params)
+    rule.check(topology, (mode,), vocab_size, params)
   message = str(caught.value)
   assert f'makes {MODE_NAMES[mode]} drafts' in message
   assert message.endswith(rule.advice) and 'use ' in rule.advice
   # A combinator's kinds are all looked at.
   with pytest.raises(ValueError, match=MODE_NAMES[mode]):
-    rule.check(topology, (rule.modes[0], mode), 60, params)
+    rule.check(topology, (rule.modes[0], mode), vocab_size, params)
+
+
+@by_class
+def test_other_kind_of_tokens(rule_class):
+  """Rules of densities refuse vocabularies; the others real numbers."""
+  rule, params, topology = example(rule_class)
+  wrong, what = (60, 'real numbers') if rule.continuous else (
+      0, 'a vocabulary')
+  with pytest.raises(ValueError, match=f'{rule.name}.*for tokens of {what}'):
+    rule.check(topology, (rule.modes[0],), wrong, params)
 
 
 def test_kinds_that_the_lossless_rules_claim():
@@ -163,6 +175,11 @@ def test_kinds_that_the_lossless_rules_claim():
   refused = {rule.name: {MODE_NAMES[m] for m in range(len(MODE_NAMES))
                          if m not in rule.modes} for rule in verify.RULES}
   drawn = {'iid', 'without_replacement', 'top_plus_one'}
+  densities = [rule.name for rule in verify.RULES if rule.continuous]
+  assert sorted(densities) == ['cspd', 'path_exact', 'reflection']
+  for name in densities:
+    assert refused.pop(name) == {
+        'without_replacement', 'top_plus_one', 'point', 'match'}
   assert {k: v for k, v in refused.items() if v} == {
       'block': {'without_replacement', 'top_plus_one', 'point', 'match'},
       'k_seq': {'without_replacement', 'top_plus_one', 'point', 'match'},
