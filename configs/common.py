@@ -48,7 +48,8 @@ def verify_options(**values) -> config_dict.ConfigDict:
       lenience=_FLOAT, epsilon=_FLOAT, delta=_FLOAT, form=_STR,
       num_neighbours=_INT, lam=_FLOAT, residual=_STR, offset=_INT,
       threshold=_FLOAT, num_noise=_INT, drafts=_STR, group=_INT, band=_FLOAT,
-      distance=_FLOAT, codebook=_STR, head=_STR)
+      distance=_FLOAT, last_steps=_INT, max_tries=_INT, align=bool,
+      inner_temperature=_FLOAT, inverted=bool, codebook=_STR, head=_STR)
   return _section(types, values)
 
 

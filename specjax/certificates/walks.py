@@ -160,6 +160,7 @@ def context(
       done=jnp.zeros((batch,), bool),
       rounds=jnp.zeros((batch,), jnp.int32), keys=keys,
       token_round=jnp.full(tokens.shape[:2], -1, jnp.int32),
+      token_kept=jnp.zeros(tokens.shape[:2], bool),
       options=Options(temperature=jnp.asarray(temperature, jnp.float32)),
       condition=condition)
 

@@ -57,7 +57,15 @@ class Density:
 
     With `index int32[B,M]`, the laws of those rows.
     """
-    return jax.tree.map(lambda x: tree.take_row(x, index), self)
+    return self._each(lambda x: tree.take_row(x, index))
+
+  def flat(self) -> Any:
+    """Returns the laws [B,R] as [B*R], without the R axis."""
+    return self._each(lambda x: x.reshape(-1, *x.shape[2:]))
+
+  def _each(self, fn: Callable[[Array], Array]) -> Any:
+    """Returns the laws whose leaves, those with rows, are `fn` of these."""
+    return jax.tree.map(fn, self)
 
   def sample(self, keys: Array) -> Array:
     """Draws events with key[B(,R)] (consumed)."""
@@ -214,11 +222,9 @@ class Path(Density):
   condition: Any
   temperature: Array
 
-  def at(self, index: Array) -> Path:
-    """Returns the law of row `index int32[B]` or [B,M]."""
-    take = lambda x: tree.take_row(x, index)  # noqa: E731
+  def _each(self, fn: Callable[[Array], Array]) -> Path:
     return Path(self.process, self.params,
-                jax.tree.map(take, self.condition), take(self.temperature))
+                jax.tree.map(fn, self.condition), fn(self.temperature))
 
   def token(self, event: Array) -> Array:
     """Returns the last state, f32[...,C]."""
@@ -299,10 +305,8 @@ class Tail(Density):
     """M."""
     return self.path.process.num_steps - self.first
 
-  def at(self, index: Array) -> Tail:
-    """Returns the law of row `index int32[B]` or [B,M]."""
-    return Tail(
-        self.path.at(index), tree.take_row(self.state, index), self.first)
+  def _each(self, fn: Callable[[Array], Array]) -> Tail:
+    return Tail(self.path._each(fn), fn(self.state), self.first)
 
   def token(self, event: Array) -> Array:
     """Returns the last state, f32[...,C]."""

@@ -36,30 +36,40 @@ def update(
   """
   metrics, context = state.metrics, state.context
   active = ~context.done
-  kept = jnp.minimum(verdict.num_accepted, num_new)
+  here = active[:, None]
+  depth = jnp.arange(draft.topology.max_depth)
+  accepted_now = accepted(draft, verdict) & (depth < num_new[:, None])
+  kept = jnp.sum(accepted_now, axis=1)
   # A narrow variant of a drafter counts into the wide drafter's bins.
-  depth_axis = jnp.arange(metrics.drafted.shape[1])
   bins = jnp.arange(metrics.histogram.shape[1])
   drafted = drafted_at(draft)
   missing = metrics.drafted.shape[1] - drafted.shape[1]
   drafted = jnp.pad(drafted, ((0, 0), (0, missing)))
+  accepted_now = here & jnp.pad(accepted_now, ((0, 0), (0, missing)))
   ranks = jnp.pad(rank_on_path(draft, verdict), ((0, 0), (0, missing)))
   rank_axis = jnp.arange(metrics.ranks.shape[2])
   bad = jnp.zeros_like(active)
   if scores.finite is not None:
     bad = active & bad_rows(scores, verdict)
   first_bad = (metrics.bad_round < 0) & bad
-  here = active[:, None]
   return Metrics(
       histogram=metrics.histogram + (here & (bins == kept[:, None])),
       drafted=metrics.drafted + (here & drafted),
-      accepted=metrics.accepted + (here & (depth_axis < kept[:, None])),
+      accepted=metrics.accepted + accepted_now,
       ranks=metrics.ranks + (
-          (here & (depth_axis < kept[:, None]))[..., None]
-          & (ranks[..., None] == rank_axis)),
+          accepted_now[..., None] & (ranks[..., None] == rank_axis)),
       excess=metrics.excess + jnp.where(active, verdict.excess, 0.0),
       gave_up=metrics.gave_up + (active & verdict.gave_up),
       bad_round=jnp.where(first_bad, context.rounds, metrics.bad_round))
+
+
+def accepted(draft: Draft, verdict: Verdict) -> Array:
+  """Returns bool[B,D]: the token emitted at depth d + 1 is its draft."""
+  depth = jnp.arange(draft.topology.max_depth)
+  if verdict.kept is None:
+    return depth < verdict.num_accepted[:, None]
+  # The last token of a set that is accepted to its end is a draft too.
+  return verdict.kept & (depth <= verdict.num_accepted[:, None])
 
 
 def bad_rows(scores: Scores, verdict: Verdict) -> Array:

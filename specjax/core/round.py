@@ -90,7 +90,8 @@ def emitted(draft: Draft, verdict: Verdict) -> Array:
   next_token = verdict.next_token[:, None]
   if depth == 0:
     return next_token
-  drafts = tree.take_row(draft.tokens, verdict.path[:, 1:] - 1)
+  drafts = draft.tokens if verdict.tokens is None else verdict.tokens
+  drafts = tree.take_row(drafts, verdict.path[:, 1:] - 1)
   drafts = jnp.concatenate([drafts, drafts[:, -1:]], axis=1)
   is_next = jnp.arange(depth + 1) == verdict.num_accepted[:, None]
   is_next = is_next.reshape(is_next.shape + (1,) * (drafts.ndim - 2))
@@ -131,6 +132,7 @@ def append(
           tokens=_write(context.tokens, dest, tokens), length=length,
           done=done, rounds=context.rounds + ~context.done, options=options,
           token_round=_token_round(context, dest),
+          token_kept=_token_kept(context, dest, draft, verdict),
           log_probs=_log_probs(context, scores, verdict, tokens, dest)))
 
 
@@ -146,6 +148,17 @@ def _token_round(context: Context, dest: Array) -> Array | None:
     return None
   rounds = jnp.broadcast_to(context.rounds[:, None], dest.shape)
   return _write(context.token_round, dest, rounds)
+
+
+def _token_kept(
+    context: Context, dest: Array, draft: Draft, verdict: Verdict
+) -> Array | None:
+  """Records which of the emitted tokens were accepted drafts."""
+  if context.token_kept is None:
+    return None
+  kept = metrics.accepted(draft, verdict)
+  kept = jnp.pad(kept, ((0, 0), (0, dest.shape[1] - kept.shape[1])))
+  return _write(context.token_kept, dest, kept)
 
 
 def _log_probs(

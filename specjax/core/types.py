@@ -78,6 +78,7 @@ class Context(struct.PyTreeNode, kw_only=True):
   options: Options
   condition: PyTree = None  # class, caption, guidance partner
   token_round: Array | None = None  # int32[B,S]: round that emitted a token
+  token_kept: Array | None = None  # bool[B,S]: it was an accepted draft
   log_probs: Any = None  # {'raw', 'processed'}: f32[B,S] when asked for
 
   @property
@@ -122,7 +123,6 @@ class Draft(struct.PyTreeNode, kw_only=True):
   mode: Array  # int32[N] or [B,N]
   parents: Array | None = None  # int32[B,N] rows of Scores; None: topology's
   sibling: Array | None = None  # int32[N] or [B,N], draw order at a parent
-  set_id: Array | None = None  # int32[N]: first rejection acts between sets
   draft_law: Any = None  # Law [B,M,...], or None when every slot is POINT
   law_row: Array | None = None  # int32[N] or [B,N] rows of it; None: slot i
   event: PyTree = None  # what the laws score, when it is not the token
@@ -131,9 +131,15 @@ class Draft(struct.PyTreeNode, kw_only=True):
 
 
 class Scores(struct.PyTreeNode, kw_only=True):
-  """The target's answer: row 0 follows the root, row i + 1 follows slot i."""
+  """The target's answer: row 0 follows the root, row i + 1 follows slot i.
+
+  Of targets that make several tokens at once (`sets`, chains only), rows of
+  one set have laws that do not depend on the drafts of that set: a rejection
+  ends only what comes after its set.
+  """
 
   target_law: Any  # Law [B,N+1,...], after `core.law`
+  sets: Array | None = None  # int32[B,N+1], ascending; -1: was not scored
   taps: dict[str, Array] = struct.field(default_factory=dict)
   finite: Array | None = None  # bool[B,N+1]: `pipeline.healthy`
   raw: Array | None = None  # f32[B,N+1,V] before `core.law`, when asked for
@@ -148,6 +154,10 @@ class Verdict(struct.PyTreeNode, kw_only=True):
   next_token: Array  # [B] or [B,C]: correction or bonus
   excess: Array  # f32[B]: extra acceptance of a lossy rule (one-step TV)
   gave_up: Array  # bool[B]: a configured cap ended a residual draw
+  # Of rules that correct inside a path (`Scores.sets`); then `num_accepted`
+  # counts what is emitted before `next_token`, accepted or not.
+  tokens: Array | None = None  # [B,N(,C)], in the place of the drafts
+  kept: Array | None = None  # bool[B,N]: the draft is what is emitted
 
 
 @runtime_checkable

@@ -26,15 +26,16 @@ class Codes:
   """Images as tokens.
 
   Attributes:
-    codes: int32[N,T], >= 0, a row an image; N, T >= 1.
+    codes: int32[N,T], >= 0, a row an image; or float32[N,T,C], finite, where
+      tokens are real numbers. None of N, T, C is 0.
     labels: int32[N], or None: no classes.
-    flipped: int32[N,T], the tokens of the mirrored images, or None. They are
-      not the mirrored tokens, so a tokenizer has to make them.
+    flipped: like `codes`, the tokens of the mirrored images, or None. They
+      are not the mirrored tokens, so a tokenizer has to make them.
   """
 
-  codes: npt.NDArray[np.int32]
+  codes: npt.NDArray
   labels: npt.NDArray[np.int32] | None = None
-  flipped: npt.NDArray[np.int32] | None = None
+  flipped: npt.NDArray | None = None
 
   def __post_init__(self):
     for name in ('codes', 'flipped'):
@@ -42,13 +43,17 @@ class Codes:
       if value is None and name == 'flipped':
         continue
       shape, dtype = np.shape(value), getattr(value, 'dtype', None)
-      if len(shape) != 2 or 0 in shape or dtype != np.int32:
+      axes = {'int32': 2, 'float32': 3}.get(str(dtype))
+      if len(shape) != axes or 0 in shape:
         raise ValueError(f'{name} are {dtype}{list(shape)}, must be '
-                         'int32[N,T], none of them 0')
+                         'int32[N,T] or float32[N,T,C], none of them 0')
       if shape != self.codes.shape:
         raise ValueError(f'{name} are {list(shape)}, codes '
                          f'{list(self.codes.shape)}: must be equal')
-      if value.min() < 0:
+      if dtype == np.float32:
+        if not np.isfinite(value).all():
+          raise ValueError(f'{name}: numbers that are not finite')
+      elif value.min() < 0:
         raise ValueError(f'{name}: the least is {value.min()}, must be >= 0')
 
   def __len__(self) -> int:
@@ -109,7 +114,7 @@ class Batches:
     """Returns batch number `step >= 0`.
 
     Returns:
-      `image` uint8[B,H,W,3], or `codes` int32[B,T]; `label` int32[B] in
+      `image` uint8[B,H,W,3], or `codes` [B,T] or [B,T,C]; `label` int32[B] in
       [0, num_classes], the null class for all where there are no labels.
     """
     index = packing.order(
@@ -130,7 +135,7 @@ class Batches:
 
   def _codes(
       self, index: npt.NDArray[np.int64], mirrored: npt.NDArray[np.bool_],
-  ) -> npt.NDArray[np.int32]:
+  ) -> npt.NDArray:
     assert isinstance(self.images, Codes)
     codes = self.images.codes[index]
     if self.flip and self.images.flipped is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from specjax.eval.plots import finish, new_figure
+from specjax.eval.plots import COLOURS, finish, new_figure
 
 
 def grid(
@@ -66,4 +66,13 @@ def heat_map(values: np.ndarray, path: Path, title: str) -> None:
   axes.set_xlabel('column')
   axes.set_ylabel('row')
   figure.colorbar(shown, ax=axes)
+  finish(figure, axes, title, path)
+
+
+def curve(values: np.ndarray, path: Path, title: str, axis: str) -> None:
+  """Writes f64[n] in [0, 1] over their index as a line; see `grid`."""
+  figure, axes = new_figure(6.0)
+  axes.plot(np.arange(len(values)), values, color=COLOURS[0])
+  axes.set_ylim(0, 1)
+  axes.set_xlabel(axis)
   finish(figure, axes, title, path)

@@ -15,7 +15,7 @@ from absl import app, flags
 import jax
 from ml_collections import config_dict, config_flags
 
-from specjax.host import tiny
+from specjax.host import mar, tiny
 from specjax.host.decoder import Progress
 from specjax.host.load import Model, load
 from specjax.io import hub
@@ -160,6 +160,9 @@ def load_drafter(target: Model, quiet: bool) -> Callable[[str], Model]:
   'random' is the tiny model, whatever the target.
   """
   def source_of(source: str) -> Model:
+    if not target.vocab_size:
+      return (mar.tiny() if source == 'random'
+              else mar.load(source)[0])
     if source == 'random':
       return tiny.model()
     return load(source, dtype=target.lm.config.dtype, quiet=quiet)

@@ -21,6 +21,7 @@ from specjax.host.requests import (
   Result,
   Stages,
   build_context,
+  by_round,
   check,
 )
 from specjax.host.text import RowText
@@ -247,6 +248,7 @@ class _Run:
         'tokens': state.context.tokens, 'length': state.context.length,
         'done': state.context.done, 'rounds': state.context.rounds,
         'token_round': state.context.token_round,
+        'token_kept': state.context.token_kept,
         'metrics': state.metrics, 'log_probs': state.context.log_probs})
     now = time.perf_counter()
     self._count(seen)
@@ -292,7 +294,8 @@ class _Run:
     start = len(text.request.tokens)
     end = start + len(text.tokens)
     steps = np.bincount(seen['token_round'][row, start:end])
-    drafted, accepted = _counts(seen, row, steps, text.stopped)
+    kept = np.asarray(seen['token_kept'][row, start:end])
+    drafted, accepted = _counts(seen, row, steps, kept, text.stopped)
     log_probs = None
     if text.request.sampling.log_probs:
       log_probs = {k: v[row, start:end] for k, v in seen['log_probs'].items()}
@@ -302,7 +305,7 @@ class _Run:
     result = Result(
         request=text.request, tokens=tuple(text.tokens), text=text.text,
         finish_reason=text.reason,
-        step_lengths=tuple(steps.tolist()), drafted=drafted,
+        step_lengths=tuple(steps.tolist()), kept=kept, drafted=drafted,
         accepted=accepted, ranks=np.asarray(seen['metrics'].ranks[row]),
         excess=float(seen['metrics'].excess[row]),
         ttft_s=text.ttft_s,
@@ -333,7 +336,8 @@ class _Run:
 
 
 def _counts(
-    seen: dict[str, Any], row: int, steps: np.ndarray, stopped: bool
+    seen: dict[str, Any], row: int, steps: np.ndarray, kept: np.ndarray,
+    stopped: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns `(drafted, accepted)` of a row.
 
@@ -344,7 +348,5 @@ def _counts(
   accepted = seen['metrics'].accepted[row]
   if not stopped:
     return drafted, accepted
-  depth = 1 + np.arange(len(accepted))
-  kept = np.minimum(steps[:, None] - 1, len(accepted))
-  accepted = (kept >= depth).sum(axis=0)
+  accepted = by_round(steps.tolist(), kept, len(accepted)).sum(axis=0)
   return np.minimum(drafted, len(steps)), accepted

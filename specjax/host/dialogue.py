@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 import operator
 from typing import Any
 
-from specjax.host.requests import Request, Result
+import numpy as np
+
+from specjax.host.requests import Request, Result, Start
 from specjax.io.options import Sampling
 from specjax.io.prompts import Prompt
 
@@ -28,6 +30,9 @@ class Dialogue:
     self.seed = derived if sampling.seed is None else sampling.seed
     self.id, self.turns, self.head = self._parse(prompt, index)
     self.source = getattr(prompt, 'source', None)
+    self.condition = {
+        name: np.asarray(x)
+        for name, x in (getattr(prompt, 'condition', None) or {}).items()}
     self.said: dict[int, list[dict[str, str]]] = {}
 
   def _parse(self, prompt, index):
@@ -40,6 +45,9 @@ class Dialogue:
       return prompt.id, [], prompt.text
     if isinstance(prompt, str):
       return str(index), [], prompt
+    if isinstance(prompt, Start):
+      name = str(index) if prompt.id is None else prompt.id
+      return name, [], _given(name, prompt.tokens)
     try:
       prompt = list(prompt)
       if prompt and isinstance(prompt[0], Mapping):
@@ -88,6 +96,7 @@ class Dialogue:
         id=self.id if turn == 0 else f'{self.id}.{turn}',
         tokens=tuple(self._tokens(head)), sampling=self.sampling,
         seed=self.seed, stream=stream, prompt_index=self.index, turn=turn,
+        condition=self.condition or None,
         source=None if self.source is None else self._span(head, self.source))
 
   def _span(self, head, source: str) -> tuple[int, int]:
@@ -122,3 +131,14 @@ class Dialogue:
     if isinstance(head, list):
       return self.target.tokenizer.encode(text, add_bos=False)
     return self.target.tokenizer.encode(text)
+
+
+def _given(name: str, tokens: Any) -> tuple[Any, ...]:
+  """Returns ids int[T] as they are, f32[T,C] as tuples of numbers."""
+  found = np.asarray(tokens)
+  if found.ndim == 1 and np.issubdtype(found.dtype, np.integer):
+    return tuple(found.tolist())
+  if found.ndim == 2 and np.issubdtype(found.dtype, np.floating):
+    return tuple(map(tuple, found.astype(np.float32).tolist()))
+  raise ValueError(f'prompt {name}: tokens are {found.dtype}'
+                   f'{list(found.shape)}: must be ids int[T] or float[T,C]')

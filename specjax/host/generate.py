@@ -61,7 +61,8 @@ def generate(
       (a dict in vLLM's form); or None for plain decoding.
     prompts: each a string (completed as it is), a list of
       `{'role', 'content'}` messages (the chat template is applied), a list
-      of token ids, or an `io.prompts.Prompt` (whose turns are a dialogue).
+      of token ids, an `io.prompts.Prompt` (whose turns are a dialogue), or a
+      `host.requests.Start` (tokens of any kind, and conditions).
     sampling: one for all prompts, or one for each; None is greedy.
     drafter_params: parameters of `drafter`, when it has any.
     verify: a rule, its name, or `{'name': ..., **options}`; 'auto' is
@@ -166,6 +167,11 @@ def choose_rule(
     vocab_size: of the target. verifier_params: tables or heads of the rule.
   """
   greedy = all(s.is_greedy for s in samplings)
+  if not vocab_size and any(s.is_greedy for s in samplings):
+    raise ValueError('temperature=0: tokens of real numbers have densities, '
+                     'and at temperature 0 there is none: use one above 0')
+  if verify == 'auto' and not vocab_size:
+    verify = 'path_exact'
   if verify == 'auto':
     verify = 'greedy' if greedy else _best_rule(drafter)
   if isinstance(verify, Mapping):

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from specjax.eval import pictures
-from specjax.host import cli, images
+from specjax.host import cli, images, latent_sampling
+from specjax.host import results as results_lib
 from specjax.host.load import Model
 from specjax.host.requests import Result
 from specjax.models import image_lm, vq, weights
@@ -46,13 +47,14 @@ class Pictures:
         self.tokenizer.decode(codes), out / 'samples.png',
         columns=self.per_class, rows=self.names)
     pictures.heat_map(
-        accepted(results).reshape(self.grid), out / 'acceptance.png',
+        results_lib.accepted(results).mean(axis=0).reshape(self.grid),
+        out / 'acceptance.png',
         'Share of accepted drafts (others: drawn by the target)')
 
 
 def prepare(
     config: Any, mesh: Any, quiet: bool
-) -> tuple[Model, list[list[int]], Pictures]:
+) -> tuple[Model, list[Any], Any]:
   """Loads what `config.images` asks for.
 
   Returns:
@@ -64,9 +66,15 @@ def prepare(
   section = config.images
   if section.tokenizer is None or config.target is None:
     raise ValueError('config.target and config.images.tokenizer: give the '
-                     'folders that train.image_ar and train.vq wrote')
+                     'folders that train.image_ar and train.vq wrote, or '
+                     'train.mar and train.vae')
   if mesh is not None:
     raise ValueError('config.mesh: images are decoded on one device')
+  if section.per_class < 1:
+    raise ValueError(
+        f'config.images.per_class={section.per_class}: must be >= 1')
+  if 'process' in section:  # tokens of real numbers
+    return latent_sampling.prepare(config)
   model, facts = load_target(
       config.target, dtype=config.dtype, guidance=section.guidance,
       guided_steps=section.guided_steps)
@@ -83,9 +91,6 @@ def prepare(
     if name not in known:
       raise ValueError(f'config.images.classes: {name!r} is unknown; known '
                        f'are {", ".join(known)}')
-  if section.per_class < 1:
-    raise ValueError(
-        f'config.images.per_class={section.per_class}: must be >= 1')
   prompts = [
       [model.vocab_size + known.index(name)]
       for name in wanted for _ in range(section.per_class)]
@@ -140,14 +145,3 @@ def random_models() -> tuple[Model, dict[str, Any], images.Tokenizer]:
                 params=weights.random_params(shape, key))
   facts = {'grid': [4, 4], 'data': {'classes': ['a', 'b']}}
   return model, facts, images.Tokenizer(codes, vq.init(codes, key))
-
-
-def accepted(results: Sequence[Result]) -> np.ndarray:
-  """Returns f64[T]: how often the token at a place was an accepted draft."""
-  shares = np.zeros(len(results[0].tokens))
-  for result in results:
-    drawn = np.cumsum(result.step_lengths) - 1  # the last of every round
-    mask = np.ones(len(result.tokens), bool)
-    mask[drawn[drawn < len(mask)]] = False
-    shares += mask
-  return shares / len(results)

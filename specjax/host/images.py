@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from specjax.io import model_folder, pth
 from specjax.models import image_lm, vq, vq_weights, weights
 from specjax.models.image_lm import ImageLM
 from specjax.models.transformer_config import TransformerConfig
-from specjax.models.vq import VQ, VQConfig
+from specjax.models.vq import VQ, ConvConfig, VQConfig
 
 Array = jax.Array
 
@@ -40,14 +40,7 @@ class Tokenizer:
     Raises:
       ValueError: other images, or sides that `config.factor` does not divide.
     """
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-      raise ValueError(f'images are {images.dtype}{list(images.shape)}: must '
-                       'be uint8[N,H,W,3]')
-    factor = self.config.factor
-    if images.shape[1] % factor or images.shape[2] % factor:
-      raise ValueError(
-          f'images of {images.shape[1]} x {images.shape[2]} pixels: this '
-          f'tokenizer takes multiples of {factor}')
+    check(images, self.config)
     return self._batched('tokens', images, batch_size)
 
   def decode(self, ids: np.ndarray, batch_size: int = 256) -> np.ndarray:
@@ -66,14 +59,49 @@ class Tokenizer:
     return self._batched('decode', ids, batch_size)
 
   def _batched(self, method: str, x: np.ndarray, size: int) -> np.ndarray:
-    size = min(size, max(len(x), 1))
-    out = []
-    for start in range(0, len(x), size):
-      part = x[start:start + size]
-      full = np.pad(part, [(0, size - len(part))] + [(0, 0)] * (x.ndim - 1))
-      found = _apply(self.config, method, self.params, full)
-      out.append(np.asarray(found)[:len(part)])
-    return np.concatenate(out)
+    return in_batches(
+        lambda part: _apply(self.config, method, self.params, part), size, x)
+
+
+def check(images: np.ndarray, config: ConvConfig) -> None:
+  """Raises ValueError for images that `config` cannot encode.
+
+  They are uint8[N,H,W,3], of sides that `config.factor` divides.
+  """
+  if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+    raise ValueError(f'images are {images.dtype}{list(images.shape)}: must '
+                     'be uint8[N,H,W,3]')
+  factor = config.factor
+  if images.shape[1] % factor or images.shape[2] % factor:
+    raise ValueError(
+        f'images of {images.shape[1]} x {images.shape[2]} pixels: this '
+        f'tokenizer takes multiples of {factor}')
+
+
+def in_batches(
+    fn: Callable[..., Array], size: int, *arrays: np.ndarray) -> np.ndarray:
+  """Returns `fn(*arrays)`, worked out on some rows at a time.
+
+  Args:
+    fn: gives an array of as many rows as it is given, row by row. It is
+      called with one shape only: the last rows are padded with zeros.
+    size: most rows of a call, >= 1. arrays: of equally many rows, >= 1.
+
+  Raises:
+    ValueError: another size, or no rows.
+  """
+  num = len(arrays[0])
+  if size < 1 or not num:
+    raise ValueError(f'{num} rows in batches of {size}: both must be >= 1')
+  size = min(size, num)
+  out = []
+  for start in range(0, num, size):
+    parts = [x[start:start + size] for x in arrays]
+    rows = len(parts[0])
+    found = fn(*(np.pad(x, [(0, size - rows)] + [(0, 0)] * (x.ndim - 1))
+                 for x in parts))
+    out.append(np.asarray(found)[:rows])
+  return np.concatenate(out)
 
 
 @jax.jit(static_argnums=(0, 1))

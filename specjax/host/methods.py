@@ -20,9 +20,10 @@ from specjax.drafters import (
   Null,
   TreeLM,
 )
+from specjax.drafters.chain_density import ChainDensity
 from specjax.drafters.copying import Copying
 from specjax.host import drafter as trained
-from specjax.host import shapes, vocab_trim
+from specjax.host import mar, shapes, vocab_trim
 from specjax.host.load import Model
 from specjax.io import drafter_file
 
@@ -176,6 +177,8 @@ def _plain(method: str, config: dict[str, Any], target: Model, load):
     model = load(model)
   if not isinstance(model, Model):
     raise ValueError("method 'draft_model' needs 'model'")
+  if not target.vocab_size:
+    return _continuous(target, model, kwargs), model.params
   lm, params = draft_lm(target, model), model.params
   vocab, counts = (kwargs.pop(key, None)
                    for key in ('draft_vocab', 'draft_vocab_counts'))
@@ -186,6 +189,15 @@ def _plain(method: str, config: dict[str, Any], target: Model, load):
     lm, params = vocab_trim.trim(lm, params, vocab_trim.read(
         vocab, target.vocab_size, counts=counts, always=target.eos))
   return _small(lm, kwargs), params
+
+
+def _continuous(target: Model, model: Model, kwargs: dict[str, Any]) -> Any:
+  """Returns a chain of tokens of real numbers."""
+  more = sorted(set(kwargs) - {'num_speculative_tokens'})
+  if more:
+    raise ValueError(f'speculative_config keys {more} are for ids, and this '
+                     "model's tokens are real numbers")
+  return ChainDensity(model=mar.draft_lm(target, model), **kwargs)
 
 
 def _implied(model: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -13,13 +13,30 @@ from specjax.core.types import Context, Options
 from specjax.io.options import Sampling
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Start:
+  """A prompt that is tokens, and what the model is told besides.
+
+  Attributes:
+    tokens: ids, or f32[T,C] where tokens are real numbers; T >= 1.
+    condition: arrays by name, without the row axis (`Context.condition`):
+      a class, a caption's features. All prompts of a run have the same names
+      and shapes.
+    id: None is the number of the prompt.
+  """
+
+  tokens: Any
+  condition: Mapping[str, Any] | None = None
+  id: str | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class Request:
   """One row's worth of work.
 
   Attributes:
     id: shown in errors and results.
-    tokens: prompt, at least one token.
+    tokens: prompt, at least one token: ids, or tuples of C real numbers.
     sampling: options.
     seed: of this row's key; text is a function of it and of the options.
     stream: index of the sample of this prompt, folded into the key; so is
@@ -27,16 +44,18 @@ class Request:
     source: span `(start, end)` of the prompt that input-guided drafting
       copies from; None is the whole prompt.
     prompt_index, turn: where the result belongs.
+    condition: of `Start`, numpy arrays.
   """
 
   id: str
-  tokens: tuple[int, ...]
+  tokens: tuple[Any, ...]
   sampling: Sampling
   seed: int = 0
   stream: int = 0
   source: tuple[int, int] | None = None
   prompt_index: int = 0
   turn: int = 0
+  condition: Mapping[str, np.ndarray] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +64,14 @@ class Result:
 
   Attributes:
     request: the request.
-    tokens: new tokens, up to and including an end token.
+    tokens: new tokens, up to and including an end token; lists of C real
+      numbers where tokens are such.
     text: decoded, without end tokens and stop strings; '' without a
       tokenizer.
     finish_reason: 'eos', 'stop' or 'length'.
     step_lengths: tokens emitted by each round, in order; their number is
       the number of target calls, their sum the number of tokens.
+    kept: bool per new token: it was an accepted draft.
     drafted, accepted: rounds that drafted / accepted at each depth, [D].
     ranks: rounds that accepted at each depth, by draw order among siblings,
       [D,C] (a row that a stop string ended may count a few rounds more).
@@ -61,10 +82,11 @@ class Result:
   """
 
   request: Request
-  tokens: tuple[int, ...]
+  tokens: tuple[Any, ...]
   text: str
   finish_reason: str
   step_lengths: tuple[int, ...]
+  kept: np.ndarray
   drafted: np.ndarray
   accepted: np.ndarray
   ranks: np.ndarray
@@ -81,12 +103,21 @@ class Result:
   @property
   def histogram(self) -> np.ndarray:
     """Rounds by number of accepted drafts, int[D+1]."""
-    # The last token of a round is the target's own, but for a round that an
-    # end token, a limit or a stop string has cut inside its drafts.
-    kept = np.asarray(self.step_lengths, int) - 1
-    if len(kept):
-      kept[-1] += int(self.accepted.sum()) - int(kept.sum())
-    return np.bincount(kept, minlength=len(self.accepted) + 1)
+    return np.bincount(
+        np.sum(by_round(self.step_lengths, self.kept, len(self.accepted)),
+               axis=1), minlength=len(self.accepted) + 1)
+
+
+def by_round(
+    step_lengths: Sequence[int], kept: np.ndarray, depth: int
+) -> np.ndarray:
+  """Returns bool[rounds,D]: the round emitted its draft at depth d + 1."""
+  out = np.zeros((len(step_lengths), depth), bool)
+  ends = np.cumsum(step_lengths)
+  for row, end, num in zip(out, ends, step_lengths, strict=True):
+    mine = kept[end - num:end][:depth]
+    row[:len(mine)] = mine
+  return out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,12 +128,16 @@ class Stages:
     active: names of `Options` fields that are arrays.
     num_eos: E, padded number of end tokens a row. log_probs, source:
     whether any row wants them.
+    condition: name, shape and dtype of what the model is told.
+    channels: C of tokens of real numbers; 0 for ids.
   """
 
   active: frozenset[str]
   num_eos: int
   log_probs: bool
   source: bool
+  condition: tuple[tuple[str, tuple[int, ...], str], ...] = ()
+  channels: int = 0
 
 
 _NEUTRAL: dict[str, Any] = {
@@ -111,8 +146,18 @@ _NEUTRAL: dict[str, Any] = {
 
 
 def stages(requests: Sequence[Request], num_eos: int) -> Stages:
-  """Returns the union of what these requests need."""
+  """Returns the union of what these requests need.
+
+  Raises:
+    ValueError: tokens or conditions of several shapes.
+  """
   active: set[str] = set()
+  told, channels = _form(requests[0]) if requests else ((), 0)
+  for request in requests:
+    if _form(request) != (told, channels):
+      raise ValueError(
+          f'prompt {request.id}: condition {_form(request)[0]} and '
+          f'{_form(request)[1]} channels; others have {told} and {channels}')
   for s in {id(r.sampling): r.sampling for r in requests}.values():
     if not s.is_greedy:
       active.add('temperature')
@@ -127,11 +172,26 @@ def stages(requests: Sequence[Request], num_eos: int) -> Stages:
   return Stages(
       active=frozenset(active), num_eos=max(num_eos, 1),
       log_probs=any(r.sampling.log_probs for r in requests),
-      source=any(r.source is not None for r in requests))
+      source=any(r.source is not None for r in requests), condition=told,
+      channels=channels)
+
+
+def _form(
+    request: Request
+) -> tuple[tuple[tuple[str, tuple[int, ...], str], ...], int]:
+  """Returns `(name, shape, dtype of conditions, channels of tokens)`."""
+  told = tuple(sorted(
+      (name, x.shape, str(x.dtype))
+      for name, x in (request.condition or {}).items()))
+  return told, np.asarray(request.tokens[:1]).size if isinstance(
+      request.tokens[0], tuple) else 0
 
 
 def check(request: Request, size: int, num_ids: int) -> None:
-  """Raises ValueError for a prompt that a slot of `size` cannot hold."""
+  """Raises ValueError for a prompt that a slot of `size` cannot hold.
+
+  `num_ids` are the ids that it may hold; 0 says real numbers.
+  """
   name, num, room = request.id, len(request.tokens), size - 1
   if request.turn:
     name = f'{name} (turn {request.turn + 1})'
@@ -141,6 +201,13 @@ def check(request: Request, size: int, num_ids: int) -> None:
     raise ValueError(
         f'prompt {name}: {num} tokens, {num - room} more than the capacity '
         f'of {size} allows (one new token must fit)')
+  if bool(num_ids) == isinstance(request.tokens[0], tuple):
+    raise ValueError(f"prompt {name}: this model's tokens are "
+                     f'{"ids" if num_ids else "real numbers"}')
+  if not num_ids:
+    if not np.isfinite(np.asarray(request.tokens)).all():
+      raise ValueError(f'prompt {name}: numbers that are not finite')
+    return
   bad = [i for i in request.tokens if not 0 <= i < num_ids]
   if bad:
     raise ValueError(f'prompt {name}: token ids {bad[:5]}: must be in '
@@ -172,7 +239,9 @@ def build_context(
     constraint: fresh `pipeline.Constraint` for these rows, or None.
   """
   batch = len(slots)
-  tokens = np.zeros((batch, size), np.int32)
+  shape = (batch, size)
+  tokens = (np.zeros((*shape, what.channels), np.float32) if what.channels
+            else np.zeros(shape, np.int32))
   length = np.ones((batch,), np.int32)
   limit = np.ones((batch,), np.int32)
   source = np.zeros((batch, 2), np.int32)
@@ -194,11 +263,24 @@ def build_context(
       done=np.asarray([r is None for r in slots]),
       rounds=np.zeros((batch,), np.int32), keys=_keys(seeds),
       options=options.replace(constraint=constraint),
-      condition={'source': source} if what.source else None,
+      condition=_condition(slots, what, source),
       token_round=np.zeros((batch, size), np.int32),
+      token_kept=np.zeros((batch, size), bool),
       log_probs=({'raw': zeros, 'processed': zeros.copy()}
                  if what.log_probs else None))
   return Context(**fields)
+
+
+def _condition(
+    slots: Sequence[Request | None], what: Stages, source: np.ndarray
+) -> dict[str, np.ndarray] | None:
+  """Returns what rows are told, [B,...] by name; vacant rows get zeros."""
+  out: dict[str, np.ndarray] = {'source': source} if what.source else {}
+  for name, shape, dtype in what.condition:
+    blank = np.zeros(shape, dtype)
+    out[name] = np.stack([
+        blank if r is None else (r.condition or {})[name] for r in slots])
+  return out or None
 
 
 def _keys(seeds: np.ndarray) -> jax.Array:
@@ -242,5 +324,6 @@ def _options(
   for row, s in enumerate(samplings):
     if s is not None and not s.ignore_eos:
       ends[row, :len(eos)] = eos
-  arrays['eos'] = ends
+  if not what.channels:  # a real number ends nothing
+    arrays['eos'] = ends
   return Options(**arrays)

@@ -93,6 +93,11 @@ def summarise(results: Sequence[Result]) -> dict[str, Any]:
   return out
 
 
+def accepted(results: Sequence[Result]) -> np.ndarray:
+  """Returns bool[N,T]: whether the k-th token made was an accepted draft."""
+  return np.stack([r.kept for r in results])
+
+
 def device_name() -> str:
   """Returns the kind and number of devices."""
   devices = jax.devices()

@@ -75,7 +75,10 @@ def fitted(
     FormatError: a tensor is missing, unknown or of another shape; names it
       and the folder.
   """
-  wanted = traverse_util.flatten_dict(like, sep='.')
+  leaves = traverse_util.flatten_dict(like)
+  # By path: names of one level may hold dots themselves.
+  paths = {'.'.join(path): path for path in leaves}
+  wanted = {name: leaves[path] for name, path in paths.items()}
   for name in sorted({*arrays, *wanted}):
     if name not in arrays or name not in wanted or (
         arrays[name].shape != wanted[name].shape):
@@ -83,9 +86,8 @@ def fitted(
       need = wanted[name].shape if name in wanted else 'none'
       raise FormatError(f'{folder}: tensor {name!r} is {have}, but the '
                         f'config asks for {need}')
-  return traverse_util.unflatten_dict(
-      {k: jnp.asarray(v, wanted[k].dtype) for k, v in arrays.items()},
-      sep='.')
+  return traverse_util.unflatten_dict({
+      paths[k]: jnp.asarray(v, wanted[k].dtype) for k, v in arrays.items()})
 
 
 def _is_of(folder: Path, kind: str) -> bool:

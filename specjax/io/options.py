@@ -30,6 +30,12 @@ _NUMBERS: dict[str, tuple[Any, Any, str]] = {
                        'an integer >= 0'),
     'n': (numbers.Integral, lambda x: x >= 1, 'an integer >= 1')}
 
+# What says nothing of tokens that are real numbers.
+_OF_IDS = {
+    'top_k', 'top_p', 'min_p', 'repetition_penalty', 'presence_penalty',
+    'frequency_penalty', 'logit_bias', 'allowed_ids', 'banned_ids',
+    'min_new_tokens', 'stop', 'log_probs'}
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
@@ -114,7 +120,17 @@ class Sampling:
     object.__setattr__(self, name, ids)
 
   def check_ids(self, vocab_size: int, eos: Sequence[int] = ()) -> None:
-    """Raises ValueError for ids out of range, or when none can be drawn."""
+    """Raises ValueError for ids out of range, or when none can be drawn.
+
+    With `vocab_size` 0 tokens are real numbers: options of ids must be off.
+    """
+    if not vocab_size:
+      for field in dataclasses.fields(self):
+        value = getattr(self, field.name)
+        if field.name in _OF_IDS and value != field.default:
+          raise ValueError(f'{field.name}={value!r}: is for ids, and this '
+                           "model's tokens are real numbers")
+      return
     bias = self.logit_bias or {}
     ids = [*bias, *(self.allowed_ids or ()), *self.banned_ids]
     bad = [i for i in ids if not 0 <= i < vocab_size]

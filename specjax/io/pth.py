@@ -41,8 +41,9 @@ _ERRORS = (
     pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError,
     IndexError, AttributeError, ImportError, OverflowError, MemoryError,
     RecursionError, zipfile.BadZipFile)
-# Where trainers keep the weights beside their own state.
-SECTIONS = ("model", "module", "state_dict")
+# Where trainers keep the weights beside their own state; their moving average
+# where there is one.
+SECTIONS = ("model_ema", "model", "module", "state_dict")
 
 
 def read(path: str | Path) -> dict[str, npt.NDArray]:
@@ -53,7 +54,7 @@ def read(path: str | Path) -> dict[str, npt.NDArray]:
 
   Args:
     path: a file of `torch.save(module.state_dict(), path)`, or of a dict that
-      has such a dict under one of the names in `SECTIONS`.
+      has such a dict under one of the names in `SECTIONS` (the first found).
 
   Returns:
     Name to array, in the file's order; contiguous copies, of the dtype of the

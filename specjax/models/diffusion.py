@@ -112,9 +112,19 @@ class Diffusion:
   ) -> tuple[Array, Array]:
     """Returns mean and log std of the next state; see `Process.step`."""
     level = self.level(jnp.asarray(index))
-    at = {name: jnp.asarray(values, jnp.float32)[level][..., None]
-          for name, values in self.tables.items() if name != 'number'}
-    noise, between = self.head(params, x, self.time(level), condition)
+    return self.moments(
+        x, level, *self.head(params, x, self.time(level), condition))
+
+  def moments(
+      self, x: Array, level: Array, noise: Array, between: Array
+  ) -> tuple[Array, Array]:
+    """Returns mean and log std of what follows, of what a head says.
+
+    Args:
+      x: f32[...,C]. level: int32[...], see `level`.
+      noise, between: of the head, f32[...,C].
+    """
+    at = self.at(level)
     token = at['scale'] * (x - at['spread'] * noise.astype(jnp.float32))
     mean = at['of_token'] * token + at['of_state'] * x
     share = {'lower': 0.0, 'upper': 1.0}.get(self.variance)
@@ -122,6 +132,16 @@ class Diffusion:
       share = (between.astype(jnp.float32) + 1) / 2
     log_variance = share * at['log_beta'] + (1 - share) * at['log_posterior']
     return mean, jnp.broadcast_to(0.5 * log_variance, mean.shape)
+
+  def at(self, level: Array) -> dict[str, Array]:
+    """Returns the numbers of levels, f32[...,1] by name (`tables`)."""
+    return {name: jnp.asarray(values, jnp.float32)[level][..., None]
+            for name, values in self.tables.items() if name != 'number'}
+
+  def diffuse(self, token: Array, level: Array, noise: Array) -> Array:
+    """Returns tokens f32[...,C] with the noise of levels int32[...]."""
+    signal = self.at(level)['signal']
+    return jnp.sqrt(signal) * token + jnp.sqrt(1 - signal) * noise
 
   def sensitivity(self) -> np.ndarray:
     """Returns f64[T]: KL of a step over the squared error of its noise.

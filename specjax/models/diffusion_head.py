@@ -155,6 +155,11 @@ class GuidedHead:
     return bare + condition['scale'][..., None] * (noise - bare), between
 
 
+def bare(head: Any) -> DenoisingMLP:
+  """Returns a head without guidance."""
+  return head.head if isinstance(head, GuidedHead) else head
+
+
 def sinusoids(number: Array) -> Array:
   """Returns f32[...,256] of steps: cosines in front, periods to 1e4."""
   half = _SINUSOIDS // 2

@@ -184,6 +184,27 @@ def num_masked(num_tokens: int, num_iterations: int) -> np.ndarray:
   return np.asarray([*left, 0])
 
 
+def iteration_starts(
+    num_tokens: int, num_iterations: int | None, schedule: str = 'cosine'
+) -> np.ndarray:
+  """Returns int[S + 1], tokens that are there before each iteration, and N.
+
+  Args:
+    num_tokens: N. num_iterations: S; None is N.
+    schedule: 'cosine' (`num_masked`), or 'even': equal ones.
+
+  Raises:
+    ValueError: an unknown schedule, more iterations than tokens, or none.
+  """
+  if schedule not in ('cosine', 'even'):
+    raise ValueError(f"schedule={schedule!r}: 'cosine' or 'even'")
+  left = num_masked(num_tokens, num_tokens if num_iterations is None
+                    else num_iterations)
+  if schedule == 'cosine':
+    return num_tokens - left
+  return np.arange(len(left)) * num_tokens // (len(left) - 1)
+
+
 def _linear(params: Any, name: str, x: Array) -> Array:
   return x @ params[f'{name}.weight'].astype(x.dtype) + params[
       f'{name}.bias'].astype(x.dtype)

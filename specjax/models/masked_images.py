@@ -5,24 +5,36 @@ one token that stands for the beginning. `context.condition` holds, by name:
 
 * `order` int32[B,N]: the place in the image of the k-th token that is made.
 * `label` int32[B]: the class; `num_classes` for any.
-* `guidance` f32[B], or absent: scale; then the head is a `GuidedHead`.
+* `guidance` f32[B,N], or absent: scale at the k-th token that is made (one
+  value for drafting and for scoring it); then the head is a `GuidedHead`.
 
-Attention is bidirectional, so nothing is cached and each row of a draft is a
-pass of its own (exact: every draft is scored given all drafts before it; N + 1
-times the work of one token, which a device that idles does for free).
+Attention is bidirectional, so nothing is cached, and what is said given one
+prefix is a pass of its own. By default every draft is scored given all drafts
+before it: N + 1 passes for N drafts, which a device that idles does for free.
+
+MAR makes several tokens at a time (`num_iterations`): those of one iteration
+are independent given all before it, in any decoder of that many iterations,
+so that a window needs a pass for each iteration that it touches. Fewer
+iterations are another law, and the cheaper one: what drafts are verified
+against, and what plain decoding (a `Null` drafter as wide as the largest
+iteration) draws from.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from specjax.core import density, tree
 from specjax.core.types import Context, Models, Scores, SpecState
+from specjax.models import mar as mar_lib
 from specjax.models.diffusion import Diffusion
+from specjax.models.diffusion_head import bare
 from specjax.models.mar import MAR
 
 Array = jax.Array
@@ -37,20 +49,60 @@ class MaskedImages:
 
   Attributes:
     mar: the decoder. process: the denoising chain of its head.
+    num_iterations: S, in which an image is made, in [1, N]; None is N.
+    schedule: tokens of each iteration: 'cosine', as MAR does, or 'even'.
+    num_passes: most prefixes of a window that are scored in a round; drafts
+      behind them wait for the next. None scores all.
   """
 
   mar: MAR
   process: Diffusion
+  num_iterations: int | None = None
+  schedule: str = 'cosine'
+  num_passes: int | None = None
 
   vocab_size = 0
   taps = ()
   follows = False
+  chunk = 1 << 20  # nothing is fed, so calls may be as long as they like
 
   def __post_init__(self):
     if self.mar.channels != self.process.channels:
       raise ValueError(
           f'tokens of {self.mar.channels} channels, and a head of '
           f'{self.process.channels}')
+    if self.num_passes is not None and self.num_passes < 1:
+      raise ValueError(f'num_passes={self.num_passes}: must be >= 1')
+    mar_lib.iteration_starts(
+        self.num_tokens, self.num_iterations, self.schedule)
+
+  @functools.cached_property
+  def iterations(self) -> np.ndarray:
+    """int[N]: tokens that are there when the k-th one is made."""
+    starts = mar_lib.iteration_starts(
+        self.num_tokens, self.num_iterations, self.schedule)
+    return np.repeat(starts[:-1], np.diff(starts))
+
+  @property
+  def largest(self) -> int:
+    """Most tokens that an iteration makes."""
+    return int(np.bincount(self.iterations).max())
+
+  @property
+  def num_tokens(self) -> int:
+    """N, tokens of an image."""
+    return self.mar.num_tokens
+
+  @property
+  def num_classes(self) -> int:
+    """Classes; as a label, any of them."""
+    return self.mar.num_classes
+
+  def random(self, key: Array) -> dict[str, Any]:
+    """Returns parameters as training begins with them."""
+    one, other = jax.random.split(key)
+    return {'mar': self.mar.init(one), 'head': bare(
+        self.process.head).init(other)}
 
   def empty(self, batch: int, capacity: int) -> Any:
     """Nothing is stored."""
@@ -66,31 +118,46 @@ class MaskedImages:
 
     Args:
       params: of this model. text: f32[B,S,C], see the module.
-      known: int32[B,R], tokens of the image that are there, in [0, N).
+      known: int32[B,R], tokens of the image that are there, in [0, N); of
+        them those are read that earlier iterations made.
+    """
+    known = jnp.clip(known, 0, self.num_tokens - 1)
+    seen = jnp.asarray(self.iterations)[known]
+    row = jnp.broadcast_to(jnp.arange(known.shape[1]), known.shape)
+    return self._told(params, context, text, seen, known, row)
+
+  def _told(
+      self, params: Any, context: Context, text: Array, seen: Array,
+      known: Array, which: Array,
+  ) -> Any:
+    """Returns what heads are told, [B,R,...].
+
+    Args:
+      seen: int32[B,P], tokens that each pass reads.
+      known: int32[B,R], in [0, N): which token each row is about.
+      which: int32[B,R], the pass that each row is read off.
     """
     condition = context.condition
     order, label = condition['order'], condition['label']
-    batch, rows = known.shape
-    size = self.mar.num_tokens
-    known = jnp.clip(known, 0, size - 1)
+    batch, passes = seen.shape
     turn = jnp.argsort(order, axis=-1)  # when each place is made
     image = tree.take_row(text[:, 1:], turn)
-    is_masked = turn[:, None] >= known[..., None]
+    is_masked = turn[:, None] >= seen[..., None]
+    place = tree.take_row(order, known)
 
     def said(label: Array) -> Array:
-      flat = lambda x: x.reshape(batch * rows, *x.shape[2:])  # noqa: E731
+      flat = lambda x: x.reshape(batch * passes, *x.shape[2:])  # noqa: E731
       z = self.mar(
           params['mar'], flat(jnp.broadcast_to(
-              image[:, None], (batch, rows, *image.shape[1:]))),
+              image[:, None], (batch, passes, *image.shape[1:]))),
           flat(is_masked), flat(jnp.broadcast_to(
-              label[:, None], (batch, rows))))
-      place = tree.take_row(order, known).reshape(-1)
-      z = z[jnp.arange(batch * rows), place]
-      return z.reshape(batch, rows, -1)
+              label[:, None], (batch, passes))))
+      z = z.reshape(batch, passes, *z.shape[1:])
+      return z[jnp.arange(batch)[:, None], which, place]
 
     if 'guidance' not in condition:
       return said(label)
-    scale = jnp.broadcast_to(condition['guidance'][:, None], known.shape)
+    scale = tree.take_row(condition['guidance'], known)
     return {'with': said(label), 'scale': scale, 'without': said(
         jnp.full_like(label, self.mar.num_classes))}
 
@@ -124,13 +191,38 @@ class MaskedImages:
     num = draft.topology.num_nodes
     text = _put(context.tokens, context.length, draft.tokens)
     known = context.root[:, None] + jnp.arange(num + 1)
-    features = self.features(params.target, context, text, known)
+    if self.num_iterations is None and self.num_passes is None:
+      features, sets = self.features(
+          params.target, context, text, known), None
+    else:
+      features, sets = self._window(params.target, context, text, known)
     finite = jnp.all(jnp.stack([
         jnp.all(jnp.isfinite(x.reshape(*known.shape, -1)), axis=-1)
         for x in jax.tree.leaves(features)]), axis=0)
     return Scores(
-        target_law=self.law(params.target, context, features),
+        target_law=self.law(params.target, context, features), sets=sets,
         finite=finite), state
+
+  def _window(
+      self, params: Any, context: Context, text: Array, known: Array
+  ) -> tuple[Any, Array]:
+    """Returns what is said of a window's tokens, and `Scores.sets`."""
+    starts = self.iterations
+    number = jnp.asarray(np.cumsum(np.diff(starts, prepend=0) > 0))
+    inside = known < self.num_tokens
+    known = jnp.minimum(known, self.num_tokens - 1)
+    sets = number[known]
+    first = sets[:, :1]
+    passes = known.shape[1]
+    if self.num_passes is not None:
+      passes = min(self.num_passes, passes)
+    sets = jnp.where(
+        inside & (sets - first < passes), sets - first, -1)
+    begins = jnp.asarray(np.append(np.unique(starts), 0))
+    seen = begins[jnp.minimum(
+        first + jnp.arange(passes), len(begins) - 2)]
+    return self._told(params, context, text, seen, known, jnp.maximum(
+        sets, 0)), sets
 
   def commit(self, state: SpecState, draft, verdict) -> SpecState:
     """Nothing is stored."""

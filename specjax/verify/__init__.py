@@ -8,7 +8,8 @@ from typing import Any
 from specjax.verify.base import Rule
 from specjax.verify.block import Block
 from specjax.verify.bound import acceptance_upper_bound
-from specjax.verify.continuous import CSpD, PathExact, Reflection
+from specjax.verify.continuous import PathExact, Reflection
+from specjax.verify.cspd import CSpD
 from specjax.verify.greedy import Greedy, Gumbel, Match
 from specjax.verify.grouped import Grouped
 from specjax.verify.judge import Judge

@@ -66,11 +66,15 @@ class Continuous(base.Rule):
   def verify(
       self, params: Models, context: Context, draft: Draft, scores: Scores
   ) -> Verdict:
-    """Tests the drafts in order; corrects the first rejection."""
+    """Tests the drafts in order; corrects the first rejection, or its set."""
     del params
     num, law = draft.topology.num_nodes, scores.target_law
     batch = context.length.shape[0]
     key = keys.row(context, keys.Purpose.RESIDUAL)
+    if draft.draft_law is None and scores.sets is not None:
+      nothing = jnp.zeros((batch, num), bool)
+      return self._by_sets(
+          context, draft, scores, nothing, None, None, None)
     if num == 0 or draft.draft_law is None:  # nothing is drafted
       count = jnp.zeros((batch,), jnp.int32)
       event = law.at(count).sample(key)
@@ -83,17 +87,65 @@ class Continuous(base.Rule):
     u = keys.uniform(keys.row(context, keys.Purpose.ACCEPT), num)
     # 1 - u is in (0, 1]; a ratio that is not a number is a rejection.
     kept = (jnp.log1p(-u) <= log_ratio) & draft.valid
+    if scores.sets is not None:
+      return self._by_sets(context, draft, scores, kept, q, aux, extra)
     count = jnp.sum(jnp.cumprod(kept, axis=1), axis=1, dtype=jnp.int32)
     slot = jnp.minimum(count, num - 1)
     refused = tree.take_row(draft.valid, slot) & (count < num)
     token, gave_up = self.correct(
         draft, law.at(count), q.at(slot), key, slot,
-        refused & ~context.done, aux)
-    excess = None
-    if extra is not None:
-      tested = (row <= count[:, None]) & draft.valid
-      excess = jnp.sum(jnp.where(tested, extra, 0.0), axis=1)
+          refused & ~context.done, aux)
+    excess = _excess(extra, draft, count)
     return base.finish(draft, count, token, excess, gave_up)
+
+  def _by_sets(
+      self, context: Context, draft: Draft, scores: Scores, kept: Array,
+      q: Any, aux: Any, extra: Array | None,
+  ) -> Verdict:
+    """Corrects all rejections of the first set that has one.
+
+    Tokens of a set are independent given what is before it, so its other
+    drafts stand. Emits up to the set's end; what was not drafted is drawn.
+    """
+    law, sets = scores.target_law, scores.sets
+    assert sets is not None
+    num = draft.topology.num_nodes
+    shape = batch, rows = sets.shape
+    last = ((0, 0), (0, 1))
+    kept = jnp.pad(kept, last)
+    first = jnp.argmin(kept & (sets >= 0), axis=1)
+    at = tree.take_row(sets, first)[:, None]
+    here = (sets == at) & (at >= 0)
+    row = jnp.arange(rows)
+    # A set that was not scored begins behind accepted drafts only.
+    count = jnp.where(
+        at[:, 0] >= 0,
+        jnp.max(jnp.where(here, row, 0), axis=1), first - 1)
+    key = base.row_keys(keys.row(context, keys.Purpose.RESIDUAL), rows)
+    index = jnp.broadcast_to(row, shape)
+    p, key = law.at(index).flat(), key.reshape(-1)
+    if q is None:
+      made, gave_up = p.token(p.sample(key)), jnp.zeros(batch * rows, bool)
+    else:
+      slot = jnp.minimum(index, num - 1)
+      use = here & ~kept & jnp.pad(draft.valid, last) & ~context.done[:, None]
+      flat = lambda x: tree.take_row(x, slot).reshape(  # noqa: E731
+          -1, 1, *x.shape[2:])
+      aux = _rows(aux, slot)
+      made, gave_up = self.correct(
+          draft.replace(
+              tokens=flat(draft.tokens),
+              event=None if draft.event is None else flat(draft.event)),
+          p, q.at(slot).flat(), key, jnp.zeros(batch * rows, jnp.int32),
+          use.reshape(-1), aux)
+    made = made.reshape(*shape, -1)
+    drafted = jnp.pad(draft.tokens, (*last, (0, 0)))
+    tokens = jnp.where(kept[..., None], drafted, made)
+    gave_up = jnp.any(here & gave_up.reshape(shape), axis=1)
+    verdict = base.finish(
+        draft, count, tree.take_row(tokens, count),
+        _excess(extra, draft, count), gave_up)
+    return verdict.replace(tokens=tokens[:, :num], kept=kept[:, :num])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +174,7 @@ class PathExact(Continuous):
 
   References: the rule of Leviathan et al. 2023, arXiv:2211.17192, on paths;
   Wang et al. 2024, arXiv:2411.11925, section 3, for the noise that is shared
-  (`CSpD` is their rule).
+  (`cspd.CSpD` is their rule).
   """
 
   last_steps: int | None = None
@@ -192,87 +244,21 @@ class Reflection(PathExact):
     return jnp.where((use & alike)[:, None], mirrored, other), gave_up
 
 
-@dataclasses.dataclass(frozen=True)
-class CSpD(Continuous):
-  """Lossy: continuous speculative decoding as published.
+def _excess(extra: Array | None, draft: Draft, count: Array) -> Array | None:
+  """Returns f32[B], what drafts up to `count` were accepted too often."""
+  if extra is None:
+    return None
+  tested = (jnp.arange(extra.shape[1]) <= count[:, None]) & draft.valid
+  return jnp.sum(jnp.where(tested, extra, 0.0), axis=1)
 
-  As `PathExact` with `last_steps=1`, but the ratio is multiplied by the ratio
-  of the deviations of all steps before. Where the models' deviations are the
-  same this factor is 1 and the rule is exact; elsewhere it bends the law (two
-  different paths are compared, which is no likelihood ratio of anything). The
-  summary's `one_step_tv` is the acceptance that it changes; certificates
-  measure the law.
 
-  Attributes:
-    align: the target's path is made of the drafter's noise; else of noise of
-      its own, and the densities of all steps before enter as well.
-    inner_temperature: divides deviations from the means in the test (not in
-      the correction); the published code has 42, which accepts almost
-      anything.
-    inverted: the factor is divided by, as in the published code.
-    max_tries: last steps drawn after a rejection; then the last one stays.
-
-  References: Wang et al. 2024, arXiv:2411.11925, equations 7 to 10, and the
-  code published with it.
-  """
-
-  align: bool = True
-  inner_temperature: float = 1.0
-  inverted: bool = False
-  max_tries: int = 100
-
-  name = 'cspd'
-  lossy = True
-
-  def __post_init__(self):
-    if not self.inner_temperature > 0:
-      raise ValueError(f'inner_temperature={self.inner_temperature}: must be '
-                       '> 0')
-    if self.max_tries < 1:
-      raise ValueError(f'max_tries={self.max_tries}: must be >= 1')
-
-  def tests(self, context, draft, p, q):
-    """Returns the surrogate's log-ratio."""
-    event = event_of(draft)
-    if not isinstance(p, density.Path):
-      raise ValueError("verify='cspd' compares denoising paths, and this "
-                       "model has none: use 'path_exact'")
-    num = p.process.num_steps - 1
-    used = given = q.noise(event, num)
-    if not self.align:
-      own = base.row_keys(
-          keys.row(context, keys.Purpose.CONTROL), event.shape[1])
-      used = density.normal(own, given.shape[2:])
-    mine, theirs, end = ends(p, q, event, 1, used)
-    states = p.run(event[..., 0, :], used)  # once more; compiled once
-    factor = _spread(q, event[..., :-1, :]) - _spread(p, jnp.concatenate(
-        [event[..., :1, :], states], axis=-2))
-    factor = -factor if self.inverted else factor
-    if not self.align:
-      factor += 0.5 * jnp.sum(given**2 - used**2, axis=(-2, -1))
-    log_ratio = factor + _last(mine, end, self.inner_temperature) - _last(
-        theirs, end, self.inner_temperature)
-    extra = jnp.exp(jnp.minimum(log_ratio, 0.0))
-    if p.process.last_noise:  # else an exact rule would accept nothing
-      exact = mine.log_prob(end) - theirs.log_prob(end)
-      extra = jnp.abs(extra - jnp.exp(jnp.minimum(exact, 0.0)))
-    return log_ratio, extra, (mine, theirs, factor)
-
-  def correct(self, draft, p, q, key, slot, use, aux):
-    """Draws the last step of the target's path again."""
-    mine, theirs = (law.at(slot) for law in aux[:2])
-    factor = tree.take_row(aux[2], slot)
-    mean, log_std = (x[..., 0, :] for x in mine.moments(mine.state[:, None]))
-    steps = density.Gaussian(mean, log_std)
-
-    def log_ratio(token):
-      end = token[:, None]
-      return factor + _last(mine, end) - _last(theirs, end)
-
-    token, gave_up = density.thin(
-        steps.sample, log_ratio, keys.fold(key, 0), use, self.max_tries)
-    fresh = p.token(p.sample(keys.fold(key, 1)))
-    return jnp.where(use[:, None], token, fresh), gave_up
+def _rows(aux: Any, slot: Array) -> Any:
+  """Returns what `tests` handed on, of slots int32[B,R], as [B*R,1]."""
+  def one(x: Any) -> Any:
+    if isinstance(x, density.Density):
+      return x.at(slot).flat()._each(lambda leaf: leaf[:, None])
+    return tree.take_row(x, slot).reshape(-1, 1)
+  return tuple(one(x) for x in aux)
 
 
 def event_of(draft: Draft) -> Array:
@@ -322,17 +308,3 @@ def begin(
   if mine.first:
     state = p.run(state, noise[..., 1:, :])[..., -1, :]
   return p.tail(jnp.where(use[:, None], mine.state, state), mine.first)
-
-
-def _spread(law: density.Path, states: Array) -> Array:
-  """Returns f32[B,N], the sum of log deviations of all steps but the last."""
-  num = states.shape[-2] - 1
-  _, log_std = law.moments(states[..., :-1, :], jnp.arange(num))
-  return jnp.sum(log_std, axis=(-2, -1))
-
-
-def _last(law: density.Tail, end: Array, temperature: float = 1.0) -> Array:
-  """Returns the log-density of an end of one state, up to a constant."""
-  mean, log_std = law.moments(end)
-  away = (end - mean) * jnp.exp(-log_std) / temperature
-  return jnp.sum(-0.5 * jnp.square(away) - log_std, axis=(-2, -1))

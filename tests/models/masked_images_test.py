@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,7 +54,7 @@ def context(rows, seed=0, guided=False):
           [rng.permutation(NUM) for _ in range(4)])[np.arange(rows) % 4]),
       'label': jnp.asarray(np.arange(rows) % 3)}
   if guided:
-    condition['guidance'] = jnp.full((rows,), 2.0)
+    condition['guidance'] = jnp.full((rows, NUM), 2.0)
   return walks.context(
       np.zeros((rows, 1, CHANNELS)), np.ones(rows), np.full(rows, NUM),
       np.ones(rows), jax.random.split(jax.random.key(seed), rows), room=NUM,
@@ -128,3 +130,113 @@ def test_images_have_the_targets_law(rule, guided):
 def test_channels_must_agree():
   with pytest.raises(ValueError, match='2 channels, and a head of 3'):
     MaskedImages(_MAR, Diffusion(_HEAD, 3))
+
+
+# --- Several tokens at a time --------------------------------------------------
+
+
+def attentive(seed, noise=0.0):
+  """Returns `weights` of a decoder that looks hard at the other tokens."""
+  out = weights(seed, noise)
+  for part, name, by in (('mar', 'z_proj.weight', 6.0),
+                         ('mar', 'class_emb.weight', 0.3),
+                         ('head', 'cond_embed.weight', 3.0)):
+    out[part][name] = by * out[part][name]
+  return out
+
+
+CLOSE = Models(target=attentive(0), drafter=attentive(0, 0.01))
+
+
+def by_hand(lm, start, seed):
+  """Returns images f32[B,N,C] in the order made, iteration by iteration."""
+  rows = len(start.length)
+  order, label = start.condition['order'], start.condition['label']
+  made = jnp.zeros((rows, NUM, CHANNELS))
+  for index, begin in enumerate(np.unique(lm.iterations)):
+    image = jnp.zeros_like(made).at[jnp.arange(rows)[:, None], order].set(made)
+    masked = jnp.argsort(order, axis=1) >= begin
+    z = lm.mar(CLOSE.target['mar'], image, masked, label)
+    now = np.flatnonzero(lm.iterations == begin)
+    x = jax.random.normal(
+        jax.random.key(seed + 100 * index), (rows, len(now), CHANNELS))
+    for step in range(lm.process.num_steps):
+      mean, log_std = lm.process.step(
+          CLOSE.target['head'], x, jnp.full(x.shape[:2], step),
+          jnp.take_along_axis(z, order[:, now][..., None], axis=1))
+      x = mean + jnp.exp(log_std) * jax.random.normal(
+          jax.random.key(seed + 100 * index + step + 1), x.shape)
+    made = made.at[:, now].set(x)
+  return np.asarray(made)
+
+
+def alike(one, other):
+  """Returns the p-value of all tests that two samples have one law.
+
+  Of each number, and of each correlation, within a class and order.
+  """
+  found = []
+  for kind in range(12):
+    a, b = (x[np.arange(len(x)) % 12 == kind].reshape(-1, NUM * CHANNELS)
+            for x in (one, other))
+    found += [stats.ks_2samp(x, y).pvalue for x, y in zip(a.T, b.T)]
+    r, s = (np.corrcoef(x.T)[np.triu_indices(NUM * CHANNELS, 1)]
+            for x in (a, b))
+    z = (np.arctanh(r) - np.arctanh(s)) / np.sqrt(2 / (len(a) - 3))
+    found += list(2 * stats.norm.sf(np.abs(z)))
+  return min(found) * len(found)
+
+
+@pytest.mark.parametrize(('iterations', 'passes', 'width'), [
+    (2, None, 0), (3, 1, 0), (2, None, 3), (3, None, 3), (3, 2, 3),
+    (2, 1, 2)])
+def test_the_law_of_few_iterations(iterations, passes, width):
+  """Drafted images, and plain ones, against iterations done by hand."""
+  rows, start = 6144, context(6144)
+  lm = dataclasses.replace(
+      model(), num_iterations=iterations, num_passes=passes)
+  drafter = ChainDensity(width, model()) if width else Null(lm.largest - 1)
+  state = sampled.decode(
+      Engine(lm, drafter, verify.PathExact()), CLOSE, start)
+  assert np.all(np.asarray(state.context.length) == NUM + 1)
+  drafted = np.asarray(state.context.tokens)[:, 1:NUM + 1]
+  rounds = np.asarray(state.context.rounds)
+  if width:
+    assert rounds.mean() < iterations + (passes == 1)
+    assert 0 < np.asarray(state.context.token_kept)[:, 1:NUM + 1].mean() < 1
+  else:
+    assert np.all(rounds == iterations)
+    # A round is an iteration.
+    np.testing.assert_array_equal(
+        state.context.token_round[:, 1:NUM + 1],
+        np.tile(np.unique(lm.iterations, return_inverse=True)[1], (rows, 1)))
+  assert alike(drafted, by_hand(lm, start, 7)) > 1e-3
+
+
+def test_iterations_are_another_law():
+  """What the test above could not tell apart, it could not test."""
+  start = context(6144)
+  two, three, one_by_one = (by_hand(dataclasses.replace(
+      model(), num_iterations=n), start, 7) for n in (2, 3, None))
+  assert alike(two, one_by_one) < 1e-6
+  assert alike(three, one_by_one) < 1e-6
+
+
+def test_tokens_drawn_inside_a_set_are_told_apart():
+  """Each token is drawn once: with noise of its own."""
+  lm = dataclasses.replace(model(), num_iterations=1)
+  state = sampled.decode(
+      Engine(lm, Null(NUM - 1), verify.PathExact()), CLOSE, context(256))
+  made = np.asarray(state.context.tokens)[:, 1:NUM + 1]
+  assert np.all(np.asarray(state.context.rounds) == 1)
+  assert len(np.unique(made.reshape(-1, CHANNELS), axis=0)) == 256 * NUM
+
+
+@pytest.mark.parametrize(('options', 'message'), [
+    ({'num_iterations': 0}, 'num_iterations=0'),
+    ({'num_iterations': 5}, r'num_iterations=5.*num_tokens=4'),
+    ({'schedule': 'linear'}, "schedule='linear'"),
+    ({'num_passes': 0}, 'num_passes=0')])
+def test_iterations_out_of_range(options, message):
+  with pytest.raises(ValueError, match=message):
+    dataclasses.replace(model(), **options)

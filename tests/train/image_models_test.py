@@ -97,15 +97,6 @@ def test_images_are_sampled(trained, tmp_path, rule):
     assert (tmp_path / name).stat().st_size > 1000
 
 
-def test_where_drafts_were_accepted():
-  class One:
-    tokens, step_lengths = (0,) * 6, (1, 3, 2)
-  class Two:
-    tokens, step_lengths = (0,) * 6, (4, 2)
-  np.testing.assert_array_equal(
-      image_sampling.accepted([One, Two]), [.5, 1, 1, 0, 1, 0])
-
-
 @pytest.mark.parametrize('which', ['vq', 'image_ar'])
 def test_a_run_goes_on_exactly(which, trained, tmp_path):
   data = image_data.read(vq_cifar10.get_config('tiny').data, 0)

@@ -1,0 +1,83 @@
+"""A decoder of continuous tokens for CIFAR-10, on tokens of `train.vae`.
+
+  python -m train.mar --config configs/mar_cifar10.py \
+      --config.data.path=cifar10.npz \
+      --config.tokenizer=out/vae/autoencoder --out out/mar
+
+30 M parameters; trains for `config.minutes`. Causal over an order of each
+image's own: one pass scores a window of drafts. Drafters of it:
+
+  --config configs/mar_cifar10.py:small --out out/mar_small
+      8 M parameters, trained on the images like the target
+  --config configs/mar_cifar10.py:small --config.teacher=out/mar/model \
+      --out out/mar_drafter
+      likewise, taught the target's own steps
+
+  --config configs/mar_cifar10.py:masked  MAR's bidirectional decoder
+  --config configs/mar_cifar10.py:tiny    made-up images, seconds; on the
+                                          autoencoder of vae_cifar10.py:tiny
+"""
+
+from ml_collections import config_dict
+
+from configs import common
+
+
+def get_config(arg: str = '') -> config_dict.ConfigDict:
+  """Returns the config; `arg` is '', 'small', 'masked' or 'tiny'."""
+  config = config_dict.ConfigDict()
+  config.mesh = (1, 1)
+  config.seed = 0
+  config.data = common.images()
+  config.tokenizer = config_dict.placeholder(str)
+  config.model = config_dict.ConfigDict(dict(
+      kind='causal', num_layers=8, num_heads=8, width=512, buffer=16,
+      dtype='bfloat16'))
+  config.head = config_dict.ConfigDict(dict(
+      width=512, num_blocks=3, dtype='float32'))
+  # `first`: chains begin a step later than MAR's, where a head's error is
+  # multiplied by 60 instead of 300 (see docs/continuous.md).
+  config.diffusion = config_dict.ConfigDict(dict(
+      num_levels=100, first=98, variance='learned'))
+  # --- Drafters -------------------------------------------------------
+  config.teacher = config_dict.placeholder(str)
+  config.teacher_dtype = config_dict.placeholder(str)
+  config.distil = config_dict.ConfigDict(dict(
+      task=0.1, distil=1.0, guidance=1.0, most=10.0))
+  # --- Training -------------------------------------------------------
+  config.masks = config_dict.ConfigDict(dict(least=0.0, spread=10.0))
+  config.repeats = 4  # levels of noise that a token is used with
+  config.flip = True
+  config.class_dropout = 0.1  # for guidance
+  config.steps = 0  # 0: as many as fit into the minutes
+  config.minutes = 12.0
+  config.batch_size = 256
+  config.decay = 0.999  # of the moving average, which is kept
+  config.optimizer = config_dict.ConfigDict(dict(
+      learning_rate=5e-4, warmup=0.03, schedule='cosine', betas=(0.9, 0.95),
+      weight_decay=0.02, clip_norm=3.0, muon=False))
+  config.log_every = 50
+  config.eval_every = 2000
+  config.save_every = 2000
+  config.eval = config_dict.ConfigDict(dict(
+      batches=4, guidance=1.0, num_draft=7))
+  config.save = config_dict.ConfigDict(dict(form='bfloat16'))
+  if arg == 'small':
+    config.model.update(dict(num_layers=4, num_heads=4, width=256))
+    config.head.update(dict(width=384, num_blocks=3))
+  elif arg == 'masked':
+    config.model.kind = 'masked'
+  elif arg == 'tiny':
+    config.data.path = 'synthetic'
+    config.tokenizer = 'out/vae/autoencoder'
+    config.model.update(dict(
+        num_layers=2, num_heads=2, width=16, buffer=2, dtype='float32'))
+    config.head.update(dict(width=8, num_blocks=1))
+    config.diffusion.update(dict(num_levels=8, first=6))
+    config.steps, config.batch_size, config.eval.batches = 12, 8, 2
+    config.eval.num_draft = 3
+    config.log_every, config.eval_every, config.save_every = 4, 6, 6
+  elif arg:
+    raise ValueError(
+        f"config argument {arg!r}: '', 'small', 'masked' or 'tiny'")
+  return config

@@ -1,0 +1,50 @@
+"""Continuous tokens for CIFAR-10: 32 x 32 pixels to 8 x 8 of 16 channels.
+
+  python -m train.vae --config configs/vae_cifar10.py \
+      --config.data.path=cifar10.npz --out out/vae
+
+`data.path` is a dataset of `train.images`, an .npz of CIFAR-10's JPEG files,
+or one of plain images (docs/images.md). Trains for `config.minutes`.
+
+  --config configs/vae_cifar10.py:tiny   made-up images, seconds
+"""
+
+from ml_collections import config_dict
+
+from configs import common
+
+
+def get_config(arg: str = '') -> config_dict.ConfigDict:
+  """Returns the config; `arg` is '' or 'tiny'."""
+  config = config_dict.ConfigDict()
+  config.mesh = (1, 1)
+  config.seed = 0
+  config.data = common.images()
+  config.model = config_dict.ConfigDict(dict(
+      latent_channels=16, channels=64, multipliers=(1, 2, 2),
+      num_res_blocks=2, attention=True, dtype='bfloat16'))
+  config.loss = config_dict.ConfigDict(dict(l1=1.0, l2=1.0, kl=1e-6))
+  # --- Training -------------------------------------------------------
+  config.steps = 0  # 0: as many as fit into the minutes
+  config.minutes = 6.0
+  config.batch_size = 256
+  config.decay = 0.999  # of the moving average, which is kept
+  config.optimizer = config_dict.ConfigDict(dict(
+      learning_rate=5e-4, warmup=0.03, schedule='cosine', betas=(0.9, 0.95),
+      weight_decay=0.0, clip_norm=1.0, muon=False))
+  config.log_every = 50
+  config.eval_every = 1000
+  config.save_every = 2000
+  config.eval = config_dict.ConfigDict(dict(num_images=10_000))
+  config.save = config_dict.ConfigDict(dict(form='bfloat16'))
+  if arg == 'tiny':
+    config.data.path = 'synthetic'
+    config.model.update(dict(
+        latent_channels=4, channels=8, num_res_blocks=1, attention=False,
+        dtype='float32'))
+    config.steps, config.batch_size = 12, 8
+    config.log_every, config.eval_every, config.save_every = 4, 6, 6
+    config.eval.num_images = 16
+  elif arg:
+    raise ValueError(f"config argument {arg!r}: '' or 'tiny'")
+  return config
