@@ -34,7 +34,8 @@ def speculative(**values) -> config_dict.ConfigDict:
       prompt_lookup_lengths=tuple, speculative_token_tree=_STR,
       draft_sample_method=_STR, use_dynamic_tree=bool, tree_depth=_INT,
       tree_top_k=_INT, lattice=bool, num_candidates=_INT, copy_max=_INT,
-      draft_acceptance_threshold=_FLOAT, init=_STR, width=_INT, redraft=_STR)
+      draft_acceptance_threshold=_FLOAT, prefill=_INT, init=_STR, width=_INT,
+      redraft=_STR)
   return _section(types, values)
 
 

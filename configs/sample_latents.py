@@ -30,6 +30,13 @@ def get_config(arg: str = '') -> config_dict.ConfigDict:
       order='random',  # or 'raster'
       guidance=1.0,  # 1 is off
       guidance_schedule='constant',  # or 'linear'
+      # Plain decoding in so many iterations is shown beside (masked decoders).
+      rivals=(),
+      # Of a masked decoder: see `models.masked_images.MaskedImages`.
+      decoding=dict(
+          num_iterations=config_dict.placeholder(int),
+          schedule=config_dict.placeholder(str),
+          num_passes=config_dict.placeholder(int)),
       # What to change of the denoising steps; None is what was trained for.
       process=dict(
           num_levels=config_dict.placeholder(int),
@@ -51,6 +58,7 @@ def get_config(arg: str = '') -> config_dict.ConfigDict:
     config.speculative.model = 'random'
     config.images.per_class = 2
     config.speculative.num_speculative_tokens = 3
+    config.images.rivals = (8, 4)
   elif arg:
     raise ValueError(f"config argument {arg!r}: '' or 'tiny'")
   return config

@@ -11,6 +11,8 @@ are classes instead of prompts, and `samples.png` and `acceptance.png`.
 from __future__ import annotations
 
 import dataclasses
+import pathlib
+import re
 import sys
 from typing import Any
 
@@ -89,12 +91,9 @@ def main() -> int:
     if is_first:  # who has seen enough may press Ctrl-C now
       output.write_json(out / 'summary.json', summary)
     cli.note('decoding the same prompts without drafts ...', quiet)
-    plain = specjax.generate(
-        target, None, prompts, options, on_progress=status, **shared)
+    compare(summary, target, prompts, options, pictures,
+            out if is_first else None, on_progress=status, **shared)
     status.clear()
-    summary['plain'] = plain.summary()
-    summary['speedup'] = (
-        summary['tokens_per_s'] / summary['plain']['tokens_per_s'])
   if is_first:
     output.write_json(out / 'summary.json', summary)
     if pictures is not None:
@@ -103,6 +102,27 @@ def main() -> int:
     print_table(summary)
     cli.note(f'wrote {out}/samples.jsonl and {out}/summary.json')
   return 0
+
+
+def compare(
+    summary: dict[str, Any], target: Any, prompts: list[Any], options: Any,
+    pictures: Any, out: pathlib.Path | None, **shared: Any,
+) -> None:
+  """Decodes without drafts, and by a model's own cheaper ways.
+
+  Puts 'plain', 'speedup' and 'rivals' into `summary`; draws what rivals make
+  into folders in `out`.
+  """
+  plain = specjax.generate(target, None, prompts, options, **shared)
+  summary['plain'] = plain.summary()
+  summary['speedup'] = (
+      summary['tokens_per_s'] / summary['plain']['tokens_per_s'])
+  rivals = pictures.rivals(target) if hasattr(pictures, 'rivals') else {}
+  for name, (other, drafter) in rivals.items():
+    found = specjax.generate(other, drafter, prompts, options, **shared)
+    summary.setdefault('rivals', {})[name] = found.summary()
+    if out is not None:
+      pictures.draw(found.results, out / re.sub(r'\W+', '_', name))
 
 
 def read_prompts(config, quiet: bool) -> list[Any]:
@@ -165,7 +185,7 @@ def print_table(summary: dict[str, Any]) -> None:
     table.add_column(name, justify='right' if name else 'left')
   rows = [(f"{summary['drafter']}, {summary['verify']}", summary)]
   if 'plain' in summary:
-    rows.append(('plain', summary['plain']))
+    rows += [('plain', summary['plain']), *summary.get('rivals', {}).items()]
   for name, one in rows:
     table.add_row(
         name, f"{one['tokens_per_s']:.1f}",
@@ -173,6 +193,8 @@ def print_table(summary: dict[str, Any]) -> None:
         str(one['new_tokens']), f"{one['compile_s']:.1f}")
   console = Console()
   console.print(table)
+  if 'scoring' in summary:
+    console.print(f"drafts are scored by {summary['scoring']}")
   if 'speedup' in summary:
     console.print(f"speed-up {summary['speedup']:.2f}x")
   if 'online' in summary:

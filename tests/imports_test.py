@@ -29,7 +29,7 @@ MAY = {
                      'specjax.models'),
     'distill': ('specjax.core', 'specjax.verify', 'specjax.drafters',
                 'specjax.models', 'specjax.data', 'specjax.parallel'),
-    'fit': ('specjax.distill', 'specjax.models'),
+    'fit': ('specjax.distill', 'specjax.models', 'specjax.core.density'),
 }
 # Of other packages, where the list is closed.
 OUTSIDE = {

@@ -92,9 +92,9 @@ class Run(fit_run.Run):
       objective = MARObjective(lm, masks, repeats)
     else:
       self.teacher, _ = mar.load(config.teacher, dtype=config.teacher_dtype)
-      taught: Any = mar.draft_lm(self.teacher, Model('drafter', lm, None))  # type: ignore[arg-type]
+      taught: Any = mar.draft_lm(self.teacher, Model('drafter', lm, None))
       objective = DistilledMAR(
-          taught, masks, repeats, teacher=self.teacher.lm,  # type: ignore[arg-type]
+          taught, masks, repeats, teacher=self.teacher.lm,
           **config.distil.to_dict())
     self.objective: MARObjective = objective
     super().__init__(config, objective, mesh)
@@ -133,7 +133,7 @@ class Run(fit_run.Run):
       row['tokens_per_round'] = results.summary()['mean_acceptance_length']
     if jax.process_index() == 0:
       shown = latent_sampling.Pictures(
-          self.autoencoder, self.grid, orders, self.classes, _SHOWN)  # type: ignore[arg-type]
+          self.autoencoder, self.grid, orders, self.classes, _SHOWN)
       pictures.grid(
           shown.pixels(results.results), self.out / 'samples.png',
           columns=_SHOWN, rows=self.classes, title=f'after {step} steps')
@@ -144,7 +144,7 @@ class Run(fit_run.Run):
 
     Of a drafter's target, drafted by it.
     """
-    model: Any = Model('decoder', self.objective.lm, net)  # type: ignore[arg-type]
+    model: Any = Model('decoder', self.objective.lm, net)
     drafter: Any = None
     if self.teacher is not None:
       drafter = ChainDensity(self.config.eval.num_draft, model.lm)

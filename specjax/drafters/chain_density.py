@@ -29,11 +29,14 @@ class ChainDensity(source_lib.Sourced, base.ChainDrafter):
       [B,R,...]) in the place of logits, and `law(params, context, features)`,
       the density of what follows; parameters are `params.drafter`.
     catch_up: as in `ChainLM`.
+    prefill: tokens that the target makes alone before the first draft: early
+      prefixes differ most (Wang et al. 2024, arXiv:2411.11925, section 3.3).
   """
 
   num_speculative_tokens: int = 4
   model: Any = None
   catch_up: int = 2
+  prefill: int = 0
 
   modes = (IID,)
 
@@ -43,6 +46,8 @@ class ChainDensity(source_lib.Sourced, base.ChainDrafter):
       raise ValueError('a continuous chain needs a model to draw from')
     if self.catch_up < 2:
       raise ValueError(f'catch_up={self.catch_up}: must be >= 2')
+    if self.prefill < 0:
+      raise ValueError(f'prefill={self.prefill}: must be >= 0')
 
   def propose(
       self, params: Models, state: SpecState
@@ -78,9 +83,11 @@ class ChainDensity(source_lib.Sourced, base.ChainDrafter):
     tokens, events, given = jax.tree.map(
         lambda a, b: jnp.concatenate([jnp.moveaxis(a, 0, 1), b[:, None]], 1),
         outs, last)
+    drafting = ~context.done & (
+        context.length - context.prompt_length >= self.prefill)
     draft = Draft(
         topology=self.topology, tokens=tokens,
-        valid=jnp.broadcast_to(~context.done[:, None], (batch, num)),
+        valid=jnp.broadcast_to(drafting[:, None], (batch, num)),
         mode=jnp.full((num,), IID, jnp.int32),
         draft_law=self.model.law(params.drafter, context, given),
         event=events)

@@ -85,8 +85,9 @@ class MARObjective:
   """The squared error of the noise, and a bound that trains variances.
 
   Levels are drawn uniformly from those of the base schedule that decoding
-  reaches; each token is used with `repeats` of them. The bound is in bits a channel, does not touch the
-  predicted noise, and is left out where variances are not learned.
+  reaches; each token is used with `repeats` of them. The bound is in bits a
+  channel, does not touch the predicted noise, and is left out where variances
+  are not learned.
 
   Attributes:
     lm: the decoder, without guidance.

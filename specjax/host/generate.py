@@ -150,6 +150,8 @@ def generate(
       slot_rounds=decoder.slot_rounds, row_rounds=decoder.row_rounds,
       description={
           'target': target.name, 'drafter': describe(drafter),
+          **({'scoring': target.lm.scoring}
+             if hasattr(target.lm, 'scoring') else {}),
           'verify': rule.name, 'lossy': rule.lossy, 'batch_size': batch,
           'capacity': size,
           'num_speculative_tokens': drafter.topology.num_nodes})

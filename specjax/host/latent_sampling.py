@@ -10,12 +10,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from specjax.drafters import Null
 from specjax.eval import pictures
 from specjax.host import latents, mar
 from specjax.host.load import Model
 from specjax.host.requests import Result, Start
 from specjax.host.results import accepted
 from specjax.models import vae
+from specjax.models.masked_images import MaskedImages
 from specjax.models.vae import VAEConfig
 
 ORDERS = ('random', 'raster')
@@ -33,6 +35,7 @@ class Pictures:
     orders: int[N,T], place of the k-th token that is made, an image a row.
     names: of the classes asked for, one a row of the figure.
     per_class: images of each.
+    iterations: of plain decoding to compare with.
   """
 
   autoencoder: latents.Autoencoder
@@ -40,6 +43,24 @@ class Pictures:
   orders: np.ndarray
   names: tuple[str, ...]
   per_class: int
+  iterations: tuple[int, ...] = ()
+
+  def rivals(self, target: Model) -> dict[str, tuple[Model, Any]]:
+    """Returns targets of fewer iterations and what decodes them plainly.
+
+    Raises:
+      ValueError: a causal decoder, which makes one token after another.
+    """
+    out = {}
+    for number in self.iterations:
+      if not isinstance(target.lm, MaskedImages):
+        raise ValueError('config.images.rivals: a causal decoder has no '
+                         'iterations')
+      lm = dataclasses.replace(
+          target.lm, num_iterations=number, num_passes=None)
+      out[f'plain, {number} iterations'] = (
+          dataclasses.replace(target, lm=lm), Null(lm.largest - 1))
+    return out
 
   @property
   def length(self) -> int:
@@ -56,6 +77,7 @@ class Pictures:
 
   def draw(self, results: Sequence[Result], out: Path) -> None:
     """Writes the grid, the map of accepted drafts and their curve."""
+    out.mkdir(parents=True, exist_ok=True)
     pictures.grid(
         self.pixels(results), out / 'samples.png',
         columns=self.per_class, rows=self.names)
@@ -81,6 +103,13 @@ def prepare(config: Any) -> tuple[Model, list[Start], Pictures]:
     model, facts = mar.load(config.target, dtype=config.dtype, **process)
     autoencoder = latents.load_autoencoder(section.tokenizer)
   lm: Any = model.lm
+  decoding = {k: v for k, v in section.decoding.to_dict().items()
+              if v is not None}
+  if decoding and not isinstance(lm, MaskedImages):
+    raise ValueError(f'config.images.decoding.{min(decoding)}: a causal '
+                     'decoder has no iterations')
+  lm = dataclasses.replace(lm, **decoding)
+  model = dataclasses.replace(model, lm=lm)
   channels = autoencoder.config.latent_channels
   if channels != lm.process.channels:
     raise ValueError(
@@ -100,7 +129,8 @@ def prepare(config: Any) -> tuple[Model, list[Start], Pictures]:
   side = round(lm.num_tokens**0.5)
   grid = tuple(facts.get('grid', (side, side)))
   return model, starts, Pictures(
-      autoencoder, grid, orders, wanted, section.per_class)  # type: ignore[arg-type]
+      autoencoder, grid, orders, wanted, section.per_class,
+      tuple(section.rivals))
 
 
 def begin(

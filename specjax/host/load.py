@@ -22,8 +22,9 @@ class Model:
 
   Attributes:
     name: the source it was loaded from.
-    lm: the pure functions (a `Target`, and the model of a `ChainLM`); of an
-      image model with guidance, a `Guided` in its place.
+    lm: the pure functions (a `Target`, and the model of a drafter): a
+      `CausalLM`, of images an `ImageLM`, a `Guided`, a `MaskedImages` or a
+      `CausalImages`.
     params: parameters, on the devices.
     tokenizer: or None for a model without text.
     eos: end tokens.
@@ -31,7 +32,7 @@ class Model:
   """
 
   name: str
-  lm: CausalLM
+  lm: Any
   params: Any
   tokenizer: Tokenizer | None = None
   eos: tuple[int, ...] = ()

@@ -66,6 +66,7 @@ def load(
     ValueError: fields that do not fit.
   """
   if Path(source).expanduser().is_file():
+    lm: Any
     lm, params = published(pth.read(source))
     facts: dict[str, Any] = {'source': str(source), 'data': {
         'classes': [str(i) for i in range(lm.num_classes)]}}
@@ -81,7 +82,7 @@ def load(
   if process:
     lm = dataclasses.replace(
         lm, process=dataclasses.replace(lm.process, **process))
-  return Model(name=str(source), lm=lm, params=params), facts  # type: ignore[arg-type]
+  return Model(name=str(source), lm=lm, params=params), facts
 
 
 def guided(lm: Decoder) -> Decoder:

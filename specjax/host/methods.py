@@ -64,7 +64,7 @@ _KEYS = {
     'draft_model': {'model', 'draft_confidence_threshold',
                     'speculative_token_tree', 'draft_sample_method',
                     'use_dynamic_tree', 'tree_depth', 'tree_top_k',
-                    'draft_vocab', 'draft_vocab_counts'},
+                    'draft_vocab', 'draft_vocab_counts', 'prefill'},
     **dict.fromkeys(_TRAINED, _HEAD_KEYS),
 }
 _TYPES: dict[str, Any] = {
@@ -80,7 +80,8 @@ _TYPES: dict[str, Any] = {
     'prompt_lookup_lengths': Sequence, 'use_dynamic_tree': bool,
     'speculative_token_tree': (str, Sequence, tree_lib.Topology),
     'draft_sample_method': str, 'tree_depth': int, 'tree_top_k': int,
-    'draft_vocab': (str, int, Sequence), 'draft_vocab_counts': str}
+    'draft_vocab': (str, int, Sequence), 'draft_vocab_counts': str,
+    'prefill': int}
 _TYPE_NAMES = {str: 'a string', int: 'an integer', bool: 'true or false',
                numbers.Real: 'a number', Sequence: 'a list of integers',
                (str, Model, trained.Loaded): 'a source, a folder or a Model',
@@ -113,7 +114,8 @@ def build(
       and `tree_top_k`, `num_speculative_tokens` nodes.
       'jacobi' (`drafters.Jacobi`): `init`, `width`, `redraft`.
       Of a small model, `draft_vocab`: the tokens that it may draft
-      (`host.vocab_trim.read`), with `draft_vocab_counts`.
+      (`host.vocab_trim.read`), with `draft_vocab_counts`; where tokens are
+      real numbers, `prefill`.
       Drafters that `train.drafter` made: 'dspark', 'dflash', 'eagle3',
       'eagle', 'medusa', 'hydra', 'small_lm', or 'draft_head' for any of
       them, `model` being their folder; the keys of trees,
@@ -179,6 +181,8 @@ def _plain(method: str, config: dict[str, Any], target: Model, load):
     raise ValueError("method 'draft_model' needs 'model'")
   if not target.vocab_size:
     return _continuous(target, model, kwargs), model.params
+  if 'prefill' in kwargs:
+    raise ValueError("'prefill' is for tokens of real numbers")
   lm, params = draft_lm(target, model), model.params
   vocab, counts = (kwargs.pop(key, None)
                    for key in ('draft_vocab', 'draft_vocab_counts'))
@@ -193,10 +197,9 @@ def _plain(method: str, config: dict[str, Any], target: Model, load):
 
 def _continuous(target: Model, model: Model, kwargs: dict[str, Any]) -> Any:
   """Returns a chain of tokens of real numbers."""
-  more = sorted(set(kwargs) - {'num_speculative_tokens'})
+  more = sorted(set(kwargs) - {'num_speculative_tokens', 'prefill'})
   if more:
-    raise ValueError(f'speculative_config keys {more} are for ids, and this '
-                     "model's tokens are real numbers")
+    raise ValueError(f'speculative_config keys {more}: are for ids')
   return ChainDensity(model=mar.draft_lm(target, model), **kwargs)
 
 

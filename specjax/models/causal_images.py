@@ -69,6 +69,7 @@ class CausalImages:
   chunk: int = 128
 
   vocab_size = 0
+  scoring = 'one pass over all drafts (causal)'
   taps = ()
   follows = False
 
@@ -161,7 +162,8 @@ class CausalImages:
           self.whole(params['mar'], image, order, label), known)
 
     return said(label) if not self.is_guided else self._guided(
-        context, said(label), said(jnp.full_like(label, self.num_classes)))
+        context, known, said(label),
+        said(jnp.full_like(label, self.num_classes)))
 
   def inputs(
       self, params: Mapping[str, Any], order: Array, label: Array,
@@ -286,8 +288,10 @@ class CausalImages:
     del params, scores
     held = state.context.length
     if own:
-      held += jnp.minimum(
-          verdict.num_accepted, draft.topology.num_nodes - 1)
+      kept = verdict.num_accepted
+      if verdict.kept is not None:  # some may have been corrected
+        kept = jnp.sum(jnp.cumprod(verdict.kept, axis=1), axis=1)
+      held += jnp.minimum(kept, draft.topology.num_nodes - 1)
     return {**state.drafter, 'held': held}
 
   def _feed(
@@ -314,7 +318,7 @@ class CausalImages:
         self.inputs(params['mar'], order, label, tokens, slot), cache,
         Block(base=base, position=slot, fed=fed))
     if self.is_guided:
-      said = self._guided(context, said[::2], said[1::2])
+      said = self._guided(context, slot[::2], said[::2], said[1::2])
     return said, self._split(cache)
 
   def _run(
@@ -334,11 +338,13 @@ class CausalImages:
     return cache if not self.is_guided else jax.tree.map(
         lambda x: x.reshape(-1, 2, *x.shape[1:]), cache)
 
-  def _guided(self, context: Context, said: Array, without: Array) -> Any:
+  def _guided(
+      self, context: Context, slot: Array, said: Array, without: Array
+  ) -> Any:
     """Returns the condition of a `GuidedHead`, leaves [B,R,...]."""
-    scale = context.condition['guidance'][:, None]
-    return {'with': said, 'without': without,
-            'scale': jnp.broadcast_to(scale, said.shape[:2])}
+    return {'with': said, 'without': without, 'scale': tree.take_row(
+        context.condition['guidance'], jnp.clip(
+            slot, 0, self.num_tokens - 1))}
 
   def _condition(self, context: Context) -> tuple[Array, Array]:
     """Returns order and label; checks that head and guidance agree."""

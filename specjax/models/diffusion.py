@@ -127,7 +127,7 @@ class Diffusion:
     at = self.at(level)
     token = at['scale'] * (x - at['spread'] * noise.astype(jnp.float32))
     mean = at['of_token'] * token + at['of_state'] * x
-    share = {'lower': 0.0, 'upper': 1.0}.get(self.variance)
+    share: Any = {'lower': 0.0, 'upper': 1.0}.get(self.variance)
     if share is None:
       share = (between.astype(jnp.float32) + 1) / 2
     log_variance = share * at['log_beta'] + (1 - share) * at['log_posterior']

@@ -89,6 +89,16 @@ class MaskedImages:
     return int(np.bincount(self.iterations).max())
 
   @property
+  def scoring(self) -> str:
+    """What is verified against, in words: it decides law and cost."""
+    if self.num_iterations is None and self.num_passes is None:
+      return 'a pass for each draft (masked, one token an iteration)'
+    count = self.num_iterations or self.num_tokens
+    most = '' if self.num_passes is None else f', {self.num_passes} at most'
+    return (f'a pass for each iteration{most} (masked, {count} iterations, '
+            f'{self.schedule})')
+
+  @property
   def num_tokens(self) -> int:
     """N, tokens of an image."""
     return self.mar.num_tokens

@@ -15,10 +15,11 @@ from specjax.verify.base import Array
 class CSpD(continuous.Continuous):
   """Lossy: continuous speculative decoding as published.
 
-  As `continuous.PathExact` with `last_steps=1`, but the ratio is multiplied by the ratio
-  of the deviations of all steps before. Where the models' deviations are the
-  same this factor is 1 and the rule is exact; elsewhere it bends the law (two
-  different paths are compared, which is no likelihood ratio of anything). The
+  As `continuous.PathExact` with `last_steps=1`, but the ratio is multiplied
+  by the ratio of the deviations of all steps before. Where the models'
+  deviations are the same this factor is 1 and the rule is exact; elsewhere it
+  bends the law (two different paths are compared, which is no likelihood
+  ratio of anything). The
   summary's `one_step_tv` is the acceptance that it changes; certificates
   measure the law.
 

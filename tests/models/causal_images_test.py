@@ -71,7 +71,8 @@ def context(guidance=None, begun=True):
           [rng.permutation(NUM) for _ in range(ROWS)]), jnp.int32),
       'label': jnp.asarray(np.arange(ROWS) % (CLASSES + 1), jnp.int32)}
   if guidance is not None:
-    condition['guidance'] = jnp.asarray(guidance, jnp.float32)
+    condition['guidance'] = jnp.broadcast_to(jnp.asarray(
+        guidance, jnp.float32).reshape(ROWS, -1), (ROWS, NUM))
   return walks.context(
       rng.normal(size=(ROWS, 3, CHANNELS)), 1 + have, NUM - have,
       np.linspace(0.8, 1.0, ROWS), jax.random.split(jax.random.key(0), ROWS),
@@ -220,8 +221,11 @@ def test_caches_say_what_a_whole_pass_says(kind):
               atol=1e-5)
           seen += rows
       if guided:
-        np.testing.assert_array_equal(told['scale'], np.tile(
-            c.condition['guidance'][:, None], told['scale'].shape[1]))
+        scale = np.asarray(c.condition['guidance'])
+        at = root[:, None] + np.arange(told['scale'].shape[1])
+        np.testing.assert_array_equal(
+            told['scale'], np.take_along_axis(
+                scale, np.minimum(at, NUM - 1), axis=1))
     moved.append(np.asarray(new.context.length - state.context.length))
     state = new
   # Among the rounds: nothing kept, something, everything; rows are apart.
@@ -286,7 +290,7 @@ def test_padded_blocks_and_rows_alone_and_counts():
 def test_guidance_is_of_the_noise():
   """The loop's law lies between those of two whole passes."""
   free, lm = (model(guided, variance='learned') for guided in (False, True))
-  scale = np.linspace(-1, 4, ROWS)
+  scale = np.linspace(-1, 4, ROWS)[:, None] + 0.2 * np.arange(NUM)
   c = context(scale)
   label = c.condition['label']
   engine = Engine(lm, Null(2), verify.PathExact())
@@ -304,8 +308,9 @@ def test_guidance_is_of_the_noise():
       moments(free, PARAMS.target, c, tree.take_row(
           whole(free, PARAMS.target, image, c, classes), known), x)
       for classes in (label, jnp.full_like(label, CLASSES)))
+  at = np.take_along_axis(scale, np.minimum(known, NUM - 1), axis=1)
   np.testing.assert_allclose(
-      found[0], bare + scale[:, None, None] * (ours - bare), atol=1e-4)
+      found[0], bare + at[..., None] * (ours - bare), atol=1e-4)
   np.testing.assert_allclose(found[1], std, atol=1e-4)
   assert np.abs(np.asarray(ours - bare))[:3].min(axis=1).max() > 1e-2
   said = jax.jit(lm.features)(PARAMS.target, c, text, known)

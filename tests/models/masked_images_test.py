@@ -132,7 +132,7 @@ def test_channels_must_agree():
     MaskedImages(_MAR, Diffusion(_HEAD, 3))
 
 
-# --- Several tokens at a time --------------------------------------------------
+# --- Several tokens at a time -----------------------------------------------
 
 
 def attentive(seed, noise=0.0):

@@ -1,0 +1,22 @@
+# Sourced by the scripts beside it. One accelerator, half an hour each; every
+# program goes on where it stopped, so a script can be started again.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+OUT=${1:?folder for everything that is trained and measured}
+mkdir -p "$OUT/log"
+export PYTHONUNBUFFERED=1
+
+# stage NAME SECONDS COMMAND...: runs once, with a log and a limit. A stage
+# that hangs tells where: SIGABRT makes Python print its stacks.
+stage() {
+  local name=$1 limit=$2 begin=$SECONDS code
+  shift 2
+  if [ -e "$OUT/log/$name.done" ]; then return 0; fi
+  echo "$(date +%T) $name: at most $limit s"
+  PYTHONFAULTHANDLER=1 timeout -s ABRT -k 10 "$limit" "$@" \
+    >"$OUT/log/$name.log" 2>&1
+  code=$?
+  echo "$(date +%T) $name: exit $code after $((SECONDS - begin)) s"
+  if [ "$code" = 0 ]; then touch "$OUT/log/$name.done"; fi
+  return "$code"
+}
