@@ -68,13 +68,13 @@ def prepare(
     raise ValueError('config.target and config.images.tokenizer: give the '
                      'folders that train.image_ar and train.vq wrote, or '
                      'train.mar and train.vae')
-  if mesh is not None:
-    raise ValueError('config.mesh: images are decoded on one device')
   if section.per_class < 1:
     raise ValueError(
         f'config.images.per_class={section.per_class}: must be >= 1')
   if 'process' in section:  # tokens of real numbers
-    return latent_sampling.prepare(config)
+    return latent_sampling.prepare(config, mesh)
+  if mesh is not None:
+    raise ValueError('config.mesh: codes of images are decoded on one device')
   model, facts = load_target(
       config.target, dtype=config.dtype, guidance=section.guidance,
       guided_steps=section.guided_steps)

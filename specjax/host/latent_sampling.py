@@ -92,7 +92,9 @@ class Pictures:
         'Share of accepted drafts by step of an image', 'tokens made before')
 
 
-def prepare(config: Any) -> tuple[Model, list[Start], Pictures]:
+def prepare(
+    config: Any, mesh: Any = None
+) -> tuple[Model, list[Start], Pictures]:
   """Loads what `config.images` asks for; see `image_sampling.prepare`."""
   section = config.images
   process = {k: v for k, v in section.process.to_dict().items()
@@ -109,7 +111,7 @@ def prepare(config: Any) -> tuple[Model, list[Start], Pictures]:
     raise ValueError(f'config.images.decoding.{min(decoding)}: a causal '
                      'decoder has no iterations')
   lm = dataclasses.replace(lm, **decoding)
-  model = dataclasses.replace(model, lm=lm)
+  model = dataclasses.replace(model, lm=lm, mesh=mesh)
   channels = autoencoder.config.latent_channels
   if channels != lm.process.channels:
     raise ValueError(

@@ -18,6 +18,7 @@ from specjax.models.causal_images import CausalImages
 from specjax.models.diffusion import Diffusion
 from specjax.models.diffusion_head import DenoisingMLP, GuidedHead
 from specjax.models.transformer_config import TransformerConfig
+from specjax.parallel import make_mesh
 
 SIZE = 16
 TINY = mar.tiny()
@@ -121,6 +122,20 @@ def test_an_image_does_not_depend_on_its_neighbours():
       TINY, drafter, asked[1:2], sampling[1:2], drafter_params=params,
       batch_size=3)
   np.testing.assert_array_equal(tokens(together)[1], tokens(alone)[0])
+
+
+def test_images_on_a_mesh():
+  """Rows over two devices: the same images, up to rounding."""
+  asked = starts([0, 1, 2, 0])
+  drafting = {
+      'method': 'draft_model', 'num_speculative_tokens': 3, 'model':
+      dataclasses.replace(TINY, params=jax.tree.map(
+          lambda x: x + 0.05, TINY.params))}
+  one, two = (specjax.generate(
+      dataclasses.replace(TINY, mesh=mesh), drafting, asked, SAMPLING,
+      batch_size=4) for mesh in (None, make_mesh((2, 1))))
+  np.testing.assert_allclose(tokens(one), tokens(two), atol=1e-4)
+  assert [r.step_lengths for r in one] == [r.step_lengths for r in two]
 
 
 def test_iterations_are_rounds_of_plain_decoding():
