@@ -58,8 +58,9 @@ def weights(layers=2, seed=0):
       draw, jax.eval_shape(model(layers=layers).random, jax.random.key(0)))
 
 
-# A drafter that lacks a layer of the target's.
-PARAMS = Models(target=weights(), drafter=weights(1))
+# A drafter that lacks a layer of the target's, and is off in the other.
+NEAR = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, weights(1), weights(1, 1))
+PARAMS = Models(target=weights(), drafter=NEAR)
 
 
 def context(guidance=None, begun=True):
@@ -257,8 +258,7 @@ def test_padded_blocks_and_rows_alone_and_counts():
   (Texts with drafts differ from them under the same keys: ratios are drawn.)
   """
   lm, c = model(layers=1), context()
-  params = Models(target=weights(1), drafter=jax.tree.map(
-      lambda a, b: 0.9 * a + 0.1 * b, weights(1), weights(1, 1)))
+  params = Models(target=weights(1), drafter=NEAR)
   engine = Engine(lm, ChainDensity(3, lm), verify.PathExact())
   plain, wide, state = (
       run(engine._replace(drafter=drafter), params, c)
@@ -285,6 +285,27 @@ def test_padded_blocks_and_rows_alone_and_counts():
     alone = run(engine, params, jax.tree.map(lambda x, b=b: x[b:b + 1], c))
     np.testing.assert_allclose(alone.context.tokens[0], tokens[b], atol=1e-4)
     assert alone.context.rounds[0] == rounds[b]
+
+
+@pytest.mark.parametrize('guided', [False, True])
+def test_what_is_not_fed_leaves_caches_alone(guided):
+  """Of both roles: padding, pending tokens, rows that are mid-text."""
+  lm, c = model(guided, 1), context(np.ones(ROWS) if guided else None)
+  engine = Engine(lm, ChainDensity(2, lm), verify.PathExact())
+  params = Models(target=weights(1), drafter=weights(1))
+  state = loop.empty(engine, c)
+  position = jnp.tile(jnp.arange(3), (ROWS, 1))
+  fed = (position != 1) & (jnp.arange(ROWS) % 2 == 0)[:, None]
+  after, _ = jax.jit(lm.init, static_argnums=4)(
+      params, state, position, fed, ())
+  own = jax.jit(lm.init)(params, state, position, fed, {})
+  np.testing.assert_array_equal(own['held'], 3 * (np.arange(ROWS) % 2 == 0))
+  for cache in (after.target['cache'], own['cache']):
+    stored = np.asarray(cache[0]['k']).reshape(
+        ROWS, -1, *cache[0]['k'].shape[-2:])
+    found = (stored != 0).all(axis=(1, 3))
+    np.testing.assert_array_equal(found[:, :3], fed)
+    assert not stored[:, :, 3:].any() and not stored[:, :, 1].any()
 
 
 def test_guidance_is_of_the_noise():
@@ -382,6 +403,14 @@ def test_bfloat16():
       whole(model(layers=1), weights(1), image, c, c.condition['label']),
       c.root[:, None] + jnp.arange(4))
   assert 1e-3 < np.abs(np.asarray(said - want)).max() < 0.1  # eight bits
+  # Matrices are cast where they are used: it does not matter how they lie.
+  mar = weights(1)['mar']
+  small = {'mar': {**mar, 'net': {**mar['net'], 'layer_0': jax.tree.map(
+      lambda w: w if w.ndim == 1 else w.astype(jnp.bfloat16),
+      mar['net']['layer_0'])}}}
+  np.testing.assert_array_equal(*(
+      whole(lm, w, image, c, c.condition['label'])
+      for w in (weights(1), small)))
   # A round carries it: what goes in comes out, of the drafter's cache too.
   engine = engine._replace(drafter=ChainDensity(3, lm))
   state = jax.eval_shape(functools.partial(loop.empty, engine), c)
