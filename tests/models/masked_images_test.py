@@ -213,6 +213,24 @@ def test_the_law_of_few_iterations(iterations, passes, width):
   assert alike(drafted, by_hand(lm, start, 7)) > 1e-3
 
 
+@pytest.mark.parametrize('rule', [
+    verify.PathExact(2), verify.PathExact(1, max_tries=3), verify.CSpD(),
+    verify.CSpD(align=False)], ids=str)
+def test_other_rules_take_iterations_too(rule):
+  """Every token is made once, by rules of all shapes; capped ones say so."""
+  lm = dataclasses.replace(model(), num_iterations=2)
+  state = sampled.decode(
+      Engine(lm, ChainDensity(3, model()), rule), CLOSE, context(384))
+  made = np.asarray(state.context.tokens)[:, 1:NUM + 1]
+  assert np.isfinite(made).all()
+  assert len(np.unique(made.reshape(-1, CHANNELS), axis=0)) == 384 * NUM
+  kept = np.asarray(state.context.token_kept)[:, 1:NUM + 1]
+  assert 0 < kept.mean() < 1
+  np.testing.assert_array_equal(
+      kept.sum(axis=1), np.asarray(state.metrics.accepted).sum(axis=1))
+  assert (np.asarray(state.metrics.excess) > 0).any() == rule.lossy
+
+
 def test_iterations_are_another_law():
   """What the test above could not tell apart, it could not test."""
   start = context(6144)
