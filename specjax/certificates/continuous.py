@@ -23,6 +23,7 @@ from specjax.certificates import jobs, sampled, walks
 from specjax.certificates.continuous_faults import (
   NoFirstRejection,
   NoiseAgain,
+  OneSet,
   Quiet,
   VarianceForDeviation,
 )
@@ -48,6 +49,7 @@ class Walked:
     title: of the row. rule: verifies. process: of the denoising chains, or
       None for laws in closed form. mixed: see `walks.Walk`.
     channels: C. num_draft: K.
+    together: of the target, see `walks.Walk`.
     drafted: wraps the drafter. alike: both models have one deviation.
     is_fault: the row passes when the law is found to be off.
   """
@@ -58,6 +60,7 @@ class Walked:
   mixed: bool = True
   channels: int = 1
   num_draft: int = 2
+  together: int = 1
   drafted: Any = None
   alike: bool = False
   is_fault: bool = False
@@ -95,7 +98,7 @@ class Walked:
     for (prompt, new, tau), made in zip(_KINDS, texts, strict=True):
       own = walks.reference(
           rng, self._prompt(prompt), 2 * len(made), new, tau, self.process,
-          self.mixed)
+          self.mixed, self.together)
       for one, other in zip(views(made), views(own), strict=True):
         d, p = two_sample(one, other)
         p_values.append(p)
@@ -122,7 +125,8 @@ class Walked:
   def _judge_acceptance(self, row: Row, rng, kept) -> None:
     """Compares how often the first draft is kept with its expectation."""
     row.accepted = float(np.mean([k.mean() for k in kept]))
-    if self.process is None or not isinstance(self.rule, PathExact):
+    if self.process is None or self.together > 1 or not isinstance(
+        self.rule, PathExact):
       return
     means = []
     for (prompt, _, tau), found in zip(_KINDS, kept, strict=True):
@@ -148,6 +152,7 @@ class Walked:
     """
     lm: Any = walks.Walk(self.process, self.channels, self.mixed)
     drafter: Any = ChainDensity(self.num_draft, lm)
+    lm = dataclasses.replace(lm, together=self.together)
     if self.drafted is not None:
       drafter = self.drafted(drafter)
     engine = Engine(lm, drafter, self.rule)
@@ -238,7 +243,9 @@ def grid(full: bool) -> tuple[Walked, ...]:
       Walked('denoised', PathExact(), chain),
       Walked('denoised', PathExact(3), chain),
       Walked('denoised', PathExact(1), chain),
-      Walked('denoised', CSpD(), chain)]
+      Walked('denoised', CSpD(), chain),
+      Walked('denoised, two at a time', PathExact(), chain, num_draft=3,
+             together=2)]
   if full:
     rows += [
         Walked('denoised, 2 channels', PathExact(), wide, channels=2),
@@ -246,6 +253,8 @@ def grid(full: bool) -> tuple[Walked, ...]:
         Walked('normal head, other deviation', Reflection(), mixed=False),
         Walked('mixture head, 2 channels', PathExact(), channels=2),
         Walked('denoised, one draft', PathExact(), chain, num_draft=1),
+        Walked('denoised, three at a time', PathExact(3), chain, together=3),
+        Walked('mixture head, two at a time', PathExact(), together=2),
         Walked('denoised', CSpD(align=False), chain),
         Walked('denoised', CSpD(inner_temperature=42, inverted=True), chain)]
   return (
@@ -256,5 +265,7 @@ def grid(full: bool) -> tuple[Walked, ...]:
       Walked('no first rejection', NoFirstRejection(), chain, is_fault=True),
       Walked('last step without noise, scored with it', PathExact(), chain,
              drafted=Quiet, is_fault=True),
+      Walked('rejections inside a set end nothing', OneSet(), chain,
+             num_draft=3, together=2, is_fault=True),
       Walked('noise of the draft in the residual', NoiseAgain(), chain,
              is_fault=True))

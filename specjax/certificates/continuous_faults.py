@@ -57,6 +57,15 @@ class _Given(PathExact):
     del context, draft, p, q
     return self.found
 
+@dataclasses.dataclass(frozen=True)
+class OneSet(PathExact):
+  """Takes all drafts for tokens that are made at the same time."""
+
+  def verify(self, params, context, draft, scores):
+    """As `PathExact`, where a rejection ends nothing."""
+    return super().verify(params, context, draft, scores.replace(
+        sets=jnp.zeros_like(scores.sets)))
+
 
 @dataclasses.dataclass(frozen=True)
 class NoiseAgain(PathExact):

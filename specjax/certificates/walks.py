@@ -38,11 +38,14 @@ class Walk:
     process: of the denoising chain; None makes laws `Gaussian` (of the first
       part of the mixture) or, with `mixed`, `Mixture`.
     channels: C. mixed: see `process`.
+    together: tokens made at a time, G: the t-th of a text is shifted by the
+      two before its group, of which t - t % G is the first.
   """
 
   process: Any = None
   channels: int = 1
   mixed: bool = True
+  together: int = 1
 
   vocab_size = 0
 
@@ -96,9 +99,17 @@ class Walk:
     slot = context.root[:, None] + jnp.arange(tokens.shape[1])
     cache = _put(state.target['cache'], slot, tokens,
                  jnp.ones(slot.shape, bool))
-    features = _features(cache, slot)
+    sets = None
+    if self.together == 1:
+      features = _features(cache, slot)
+    else:  # not the cache: drafts in it may have been corrected since
+      text = _put(context.tokens, slot[:, 1:], draft.tokens,
+                  jnp.ones(draft.valid.shape, bool))
+      group = (slot + 1) // self.together
+      sets = group - group[:, :1]
+      features = _features(text, group * self.together - 1)
     return Scores(
-        target_law=self.law(params.target, context, features),
+        target_law=self.law(params.target, context, features), sets=sets,
         finite=jnp.all(jnp.isfinite(features), axis=-1)), state.replace(
             target={'cache': cache})
 
@@ -116,7 +127,8 @@ def _put(cache, slot, tokens, fed):
 
 def _features(cache, slot):
   """Returns f32[B,T,C], what shifts the token after each slot."""
-  now = tree.take_row(cache, slot)
+  now = jnp.where(
+      (slot >= 0)[..., None], tree.take_row(cache, jnp.maximum(slot, 0)), 0)
   before = jnp.where((slot > 0)[..., None], tree.take_row(cache, slot - 1), 0)
   return PULL[0] * now + PULL[1] * before
 
@@ -168,16 +180,18 @@ def context(
 def reference(
     rng: np.random.Generator, prompt: np.ndarray, num: int, new: int,
     temperature: float, process: Diffusion | None, mixed: bool = True,
+    together: int = 1,
 ) -> np.ndarray:
   """Draws `num` texts f64[num,new,C] of the target in numpy.
 
   Args:
     rng: source of noise. prompt: f[P,C]. new: tokens.
-    temperature: of all deviations. process, mixed: as of `Walk`.
+    temperature: of all deviations. process, mixed, together: as of `Walk`.
   """
-  text = _begun(prompt, num)
-  for _ in range(new):
-    shift = PULL[0] * text[-1] + PULL[1] * text[-2]
+  text = _begun(prompt[:0], num) + list(_begun(prompt, num)[-len(prompt):])
+  for place in range(len(prompt), len(prompt) + new):
+    first = 2 + place - place % together  # behind two that are nothing
+    shift = PULL[0] * text[first - 1] + PULL[1] * text[first - 2]
     if process is None:
       mean, std = _part(rng, 'target', shift, mixed)
       text.append(mean + temperature * std * rng.normal(size=shift.shape))
