@@ -20,6 +20,11 @@ decoder mar '' "${MAR_MIN:-8}"
 decoder mar_small :small "${SMALL_MIN:-3}"
 decoder mar_taught :small "${TAUGHT_MIN:-3}" \
   --config.teacher="$OUT/mar/model"
+stage sweep "${SWEEP_S:-600}" python -m sample.latents_sweep \
+  --target "$OUT/mar/model" --tokenizer "$OUT/vae/autoencoder" --data "$DATA" \
+  --drafters "small=$OUT/mar_small/model,taught=$OUT/mar_taught/model" \
+  --samples "${SAMPLES:-10000}" --num_draft 4,8,16 --prefill 0,0.05 \
+  --batches 1,8,128 --repeats 2 --out "$OUT/sweep"
 for drafter in mar_small mar_taught; do
   for verify in path_exact cspd; do
     stage "sample_${drafter}_$verify" 300 python -m specjax.sample \
