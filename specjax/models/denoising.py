@@ -87,15 +87,25 @@ class Denoising:
     return state, {}
 
   def score(self, params: Models, state: SpecState, draft, taps):
-    """Returns the laws of what follows the root and each drafted state."""
-    del taps
+    """Returns the laws of what follows the root and each drafted state.
+
+    Taps: what the head said of each, 'noise' and 'range' f32[B,N+1,C] (of
+    processes that are a `models.diffusion.Diffusion`).
+    """
     context = state.context
     pending = tree.take_row(context.tokens, context.root)
     x = jnp.concatenate([pending[:, None], draft.tokens], axis=1)
     step = context.root[:, None] + jnp.arange(x.shape[1])
     law = self.law(params.target, context, self.features(x, step))
+    found = {}
+    if taps:  # the same call of the head as the law's, to the compiler
+      index = jnp.clip(step, 0, self.process.num_steps - 1)
+      said = self.process.head(
+          params.target, x, self.process.time(self.process.level(index)),
+          jax.tree.map(lambda y: y[:, None], context.condition))
+      found = dict(zip(('noise', 'range'), said, strict=True))
     return Scores(
-        target_law=law,
+        target_law=law, taps=found,
         finite=jnp.all(jnp.isfinite(law.mean), axis=-1)), state
 
   def commit(self, state: SpecState, draft, verdict) -> SpecState:
