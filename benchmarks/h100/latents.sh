@@ -20,6 +20,8 @@ decoder mar '' "${MAR_MIN:-8}"
 decoder mar_small :small "${SMALL_MIN:-3}"
 decoder mar_taught :small "${TAUGHT_MIN:-3}" \
   --config.teacher="$OUT/mar/model"
+stage head 300 python -m benchmarks.head --target "$OUT/mar/model" \
+  --out "$OUT/h100_head.json"
 stage sweep "${SWEEP_S:-600}" python -m sample.latents_sweep \
   --target "$OUT/mar/model" --tokenizer "$OUT/vae/autoencoder" --data "$DATA" \
   --drafters "small=$OUT/mar_small/model,taught=$OUT/mar_taught/model" \
