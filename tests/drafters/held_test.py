@@ -1,4 +1,4 @@
-"""Steps drafted by holding what the head said last: exact, and what it saves."""
+"""Steps drafted by what the head said last: exact, and what that saves."""
 
 import jax
 import jax.numpy as jnp
