@@ -4,11 +4,11 @@
       --config.data.path=cifar10.npz \
       --config.tokenizer=out/vae/autoencoder --out out/mar
 
-30 M parameters; trains for `config.minutes`. Causal over an order of each
+31 M parameters; trains for `config.minutes`. Causal over an order of each
 image's own: one pass scores a window of drafts. Drafters of it:
 
   --config configs/mar_cifar10.py:small --out out/mar_small
-      8 M parameters, trained on the images like the target
+      6 M parameters, trained on the images like the target
   --config configs/mar_cifar10.py:small --config.teacher=out/mar/model \
       --out out/mar_drafter
       likewise, taught the target's own steps
