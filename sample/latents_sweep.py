@@ -96,7 +96,13 @@ class Scene:
     else:
       self.target, facts = mar.load(args.target)
       self.autoencoder = latents.load_autoencoder(args.tokenizer)
-    self.grid = tuple(facts['grid'])
+    side = round(self.target.lm.num_tokens**0.5)
+    self.grid = tuple(facts.get('grid', (side, side)))
+    channels = self.autoencoder.config.latent_channels
+    if channels != self.target.lm.process.channels:
+      raise ValueError(
+          f'--tokenizer has {channels} channels, {args.target} '
+          f'{self.target.lm.process.channels}')
     self.num_classes = len(facts['data']['classes'])
     self.drafters: dict[str, Model] = {}
     for name, source in args.drafters.items():
@@ -119,7 +125,8 @@ class Scene:
     orders = self.orders(num, seed)
     drafter: Any = None
     if point.iterations:
-      lm = dataclasses.replace(target.lm, num_iterations=point.iterations)
+      lm = dataclasses.replace(
+          target.lm, num_iterations=point.iterations, num_passes=1)
       target = dataclasses.replace(target, lm=lm)
       drafter = Null(lm.largest - 1)
     elif point.drafter:
@@ -150,6 +157,8 @@ def points(args: argparse.Namespace, scene: Scene) -> Iterator[Point]:
     yield Point(guidance=guidance)
     if isinstance(scene.target.lm, MaskedImages):
       for number in args.iterations:
+        if number > scene.length:
+          continue
         yield Point(guidance=guidance, iterations=number)
     for name, num, rule in itertools.product(
         scene.drafters, args.num_draft, args.rules):

@@ -113,7 +113,9 @@ def compare(
   Puts 'plain', 'speedup' and 'rivals' into `summary`; draws what rivals make
   into folders in `out`.
   """
-  plain = specjax.generate(target, None, prompts, options, **shared)
+  own, drafter = (pictures.plain(target) if hasattr(pictures, 'plain')
+                  else (target, None))
+  plain = specjax.generate(own, drafter, prompts, options, **shared)
   summary['plain'] = plain.summary()
   summary['speedup'] = (
       summary['tokens_per_s'] / summary['plain']['tokens_per_s'])

@@ -87,7 +87,10 @@ class ChainDensity(source_lib.Sourced, base.ChainDrafter):
         context.length - context.prompt_length >= self.prefill)
     draft = Draft(
         topology=self.topology, tokens=tokens,
-        valid=jnp.broadcast_to(drafting[:, None], (batch, num)),
+        # Nothing is drafted behind the end.
+        valid=drafting[:, None] & (
+            context.length[:, None] + jnp.arange(num)
+            < context.limit[:, None]),
         mode=jnp.full((num,), IID, jnp.int32),
         draft_law=self.model.law(params.drafter, context, given),
         event=events)

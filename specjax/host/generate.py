@@ -247,6 +247,10 @@ def _check(
 def _check_width(target: Model, drafter: Any) -> None:
   """Raises ValueError when a target cannot take a block at once."""
   num, most = drafter.topology.num_nodes, target.lm.chunk - 1
+  size = getattr(target.lm, 'num_tokens', None)
+  if size is not None and num > size:
+    raise ValueError(f'num_speculative_tokens={num}: an image has {size} '
+                     'tokens')
   if num > most:
     raise ValueError(
         f'num_speculative_tokens={num}: this target takes at most {most} '

@@ -45,6 +45,14 @@ class Pictures:
   per_class: int
   iterations: tuple[int, ...] = ()
 
+  def plain(self, target: Model) -> tuple[Model, Any]:
+    """Returns the target without drafts: an iteration a round."""
+    lm: Any = target.lm
+    if getattr(lm, 'num_iterations', None) is None:
+      return target, None
+    lm = dataclasses.replace(lm, num_passes=1)
+    return dataclasses.replace(target, lm=lm), Null(lm.largest - 1)
+
   def rivals(self, target: Model) -> dict[str, tuple[Model, Any]]:
     """Returns targets of fewer iterations and what decodes them plainly.
 
@@ -56,8 +64,9 @@ class Pictures:
       if not isinstance(target.lm, MaskedImages):
         raise ValueError('config.images.rivals: a causal decoder has no '
                          'iterations')
+      # A round is an iteration: one pass is all that is needed.
       lm = dataclasses.replace(
-          target.lm, num_iterations=number, num_passes=None)
+          target.lm, num_iterations=number, num_passes=1)
       out[f'plain, {number} iterations'] = (
           dataclasses.replace(target, lm=lm), Null(lm.largest - 1))
     return out
@@ -97,6 +106,9 @@ def prepare(
 ) -> tuple[Model, list[Start], Pictures]:
   """Loads what `config.images` asks for; see `image_sampling.prepare`."""
   section = config.images
+  if config.sampling.n not in (None, 1):
+    raise ValueError(f'config.sampling.n={config.sampling.n}: images have '
+                     'orders of their own; use config.images.per_class')
   process = {k: v for k, v in section.process.to_dict().items()
              if v is not None}
   if config.target == 'random':

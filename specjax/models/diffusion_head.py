@@ -107,10 +107,14 @@ class DenoisingMLP:
       condition: [...,condition_dim]; leading axes broadcast with those of x.
     """
     kind = jnp.dtype(self.dtype)
+    # Drafts and scores come of calls of different shapes: float32 has to mean
+    # float32, also where the hardware prefers TF32.
+    precision = jax.lax.Precision.HIGHEST if kind == jnp.float32 else None
 
     def linear(name: str, h: Array) -> Array:
-      return h @ params[f'{name}.weight'].astype(kind) + params[
-          f'{name}.bias'].astype(kind)
+      out = jnp.matmul(
+          h, params[f'{name}.weight'].astype(kind), precision=precision)
+      return out + params[f'{name}.bias'].astype(kind)
 
     def modulation(name: str, parts: int) -> list[Array]:
       found = linear(f'{name}.adaLN_modulation.1', jax.nn.silu(y))

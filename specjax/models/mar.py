@@ -206,8 +206,11 @@ def iteration_starts(
 
 
 def _linear(params: Any, name: str, x: Array) -> Array:
-  return x @ params[f'{name}.weight'].astype(x.dtype) + params[
-      f'{name}.bias'].astype(x.dtype)
+  # float32 means float32, also where the hardware prefers TF32.
+  precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+  out = jnp.matmul(
+      x, params[f'{name}.weight'].astype(x.dtype), precision=precision)
+  return out + params[f'{name}.bias'].astype(x.dtype)
 
 
 def _norm(params: Any, name: str, x: Array) -> Array:

@@ -34,7 +34,7 @@ from specjax.core import density, tree
 from specjax.core.types import Context, Models, Scores, SpecState
 from specjax.models import mar as mar_lib
 from specjax.models.diffusion import Diffusion
-from specjax.models.diffusion_head import bare
+from specjax.models.diffusion_head import GuidedHead, bare
 from specjax.models.mar import MAR
 
 Array = jax.Array
@@ -165,7 +165,12 @@ class MaskedImages:
       z = z.reshape(batch, passes, *z.shape[1:])
       return z[jnp.arange(batch)[:, None], which, place]
 
-    if 'guidance' not in condition:
+    is_guided = isinstance(self.process.head, GuidedHead)
+    if is_guided != ('guidance' in condition):
+      raise ValueError(
+          f"{'no ' * is_guided}context.condition['guidance'], and a head "
+          f"that is {'' if is_guided else 'not '}a GuidedHead")
+    if not is_guided:
       return said(label)
     scale = tree.take_row(condition['guidance'], known)
     return {'with': said(label), 'scale': scale, 'without': said(

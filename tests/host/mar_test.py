@@ -264,6 +264,26 @@ def test_drafting_options(config, message):
                      [image()], SAMPLING)
 
 
+def test_more_drafts_than_tokens_are_refused():
+  with pytest.raises(ValueError, match='tokens=17: an image has 16 tokens'):
+    specjax.generate(TINY, {'method': 'draft_model', 'model': TINY,
+                            'num_speculative_tokens': 17}, [image()], SAMPLING)
+
+
+def test_nothing_is_drafted_behind_the_end():
+  """A drafter that is the target has all its drafts accepted."""
+  found = specjax.generate(
+      TINY, {'method': 'draft_model', 'model': TINY,
+             'num_speculative_tokens': 6}, starts([0, 1]), SAMPLING).summary()
+  assert found['draft_acceptance_rate'] == 1.0
+
+
+def test_guidance_without_a_guided_head_is_told():
+  scales = np.full(SIZE, 2.0, np.float32)
+  with pytest.raises(ValueError, match='a head that is not a GuidedHead'):
+    specjax.generate(TINY, None, starts([0], guidance=scales), SAMPLING)
+
+
 def test_drafters_of_other_tokens_are_refused():
   few = dataclasses.replace(causal().lm, num_tokens=9)
   with pytest.raises(ValueError, match='num_tokens: 16 of random, 9 of few'):
