@@ -16,13 +16,15 @@ GRID = continuous.grid(False)
 def test_names_are_unique_and_the_full_form_has_more():
   names = [n for job in continuous.grid(True) for n in job.names]
   assert len(names) == len({*names}) > len(GRID)
-  assert sum(n.startswith('fault: ') for n in names) == 5
+  assert sum(n.startswith('fault: ') for n in names) == 6
 
 
 @pytest.mark.parametrize('name', [
     'mixture head / path_exact', 'normal head / reflection',
     'denoised / path_exact(last_steps=1)', 'fault: no first rejection',
-    'fault: noise of the draft in the residual'])
+    'fault: noise of the draft in the residual',
+    'denoised, two at a time / path_exact',
+    'fault: rejections inside a set end nothing'])
 def test_rows(name):
   [job] = [job for job in GRID if job.names == (name,)]
   [row] = job.run(job.names, 0, 1)
