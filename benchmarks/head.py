@@ -4,9 +4,9 @@
   python -m benchmarks.head --target random --out out/head.json --repeats 1
 
 What heads are told comes from images that the decoder makes itself. For each
-number of tokens denoised at a time: seconds of a whole chain (`Null`), and of
-drafts of K steps (`drafters.Held`), in turn; calls of the head. Exact either
-way: by reflection where variances are fixed, else by thinning.
+number of tokens denoised at a time: seconds of a whole chain (as decoding draws
+one, a scan), and of drafts of K steps (`drafters.held.Held`), in turn; calls of
+the head. Exact either way: by reflection where variances are fixed, else by thinning.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ import numpy as np
 from benchmarks import setup
 import specjax
 from specjax import verify
-from specjax.core import loop
+from specjax.core import density, loop
 from specjax.core.round import Engine
 from specjax.core.types import Context, Models, Options
-from specjax.drafters import Null
 from specjax.drafters.held import Held
 from specjax.host import latent_sampling, mar
 from specjax.models.denoising import Denoising
@@ -99,9 +98,16 @@ def compare(
   """Returns times and calls of drafted chains beside plain ones."""
   rule: Any = (verify.PathExact() if process.variance == 'learned'
                else verify.Reflection())
-  target, params = Denoising(process), Models(target=head)
-  plain, drafted = (decode(Engine(target, d, rule), params, conditions)
-                    for d in (Null(0), Held(width, process, hold)))
+  drafted = decode(
+      Engine(Denoising(process), Held(width, process, hold), rule),
+      Models(target=head), conditions)
+  rows = len(jax.tree.leaves(conditions)[0])
+  law = density.Path(process, head, conditions, jnp.ones((rows,)))
+  draw = jax.jit(lambda law, keys: law.token(law.sample(keys)))
+
+  def plain(seed: int):
+    return draw(law, jax.random.split(jax.random.key(seed), rows))
+
   pairs, calls = [], []
   for seed in range(repeats + 1):
     before, _ = setup.timed(plain, seed)

@@ -191,7 +191,8 @@ def measured(
       'tokens_per_round': summary['mean_acceptance_length'],
       'kept': summary['draft_acceptance_rate'],
       'conditional': summary['conditional_acceptance'],
-      'one_step_tv': summary['one_step_tv'], 'lossy': summary['lossy'],
+      'one_step_tv': summary['one_step_tv'],
+      'gave_up': summary['gave_up'], 'lossy': summary['lossy'],
       'scoring': summary['scoring']}
   if plain is None:
     other = scene.decode(point, args.samples, args.batch_size, _SEED + 9)

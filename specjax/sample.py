@@ -208,6 +208,8 @@ def print_table(summary: dict[str, Any]) -> None:
       console.print('(an update takes config.online.every requests, and '
                     'rejected drafts within their first config.online.length '
                     'tokens)')
+  if summary['gave_up']:
+    console.print(f"residuals capped in {summary['gave_up']:.2%} of rounds")
   if summary['lossy']:
     console.print(f"lossy rule: one-step TV {summary['one_step_tv']:.4f}")
 

@@ -308,7 +308,7 @@ class _Run:
         step_lengths=tuple(steps.tolist()), kept=kept, drafted=drafted,
         accepted=accepted, ranks=np.asarray(seen['metrics'].ranks[row]),
         excess=float(seen['metrics'].excess[row]),
-        ttft_s=text.ttft_s,
+        gave_up=int(seen['metrics'].gave_up[row]), ttft_s=text.ttft_s,
         wall_s=now - text.begun, log_probs=log_probs)
     self.rows[row] = None
     self.results.append(result)

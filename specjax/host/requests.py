@@ -76,6 +76,7 @@ class Result:
     ranks: rounds that accepted at each depth, by draw order among siblings,
       [D,C] (a row that a stop string ended may count a few rounds more).
     excess: summed one-step TV estimate of a lossy rule.
+    gave_up: rounds in which a cap of the rule ended a residual draw.
     ttft_s: from admission to the first new token, seconds.
     wall_s: from admission to the end, seconds (as seen at chunk ends).
     log_probs: `{'raw', 'processed'}`, f32 per new token, when asked for.
@@ -91,6 +92,7 @@ class Result:
   accepted: np.ndarray
   ranks: np.ndarray
   excess: float
+  gave_up: int
   ttft_s: float
   wall_s: float
   log_probs: dict[str, np.ndarray] | None = None

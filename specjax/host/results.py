@@ -86,6 +86,8 @@ def summarise(results: Sequence[Result]) -> dict[str, Any]:
   excess = sum(r.excess for r in results)
   # One-step TV of a lossy rule, averaged over tokens; 0 for exact ones.
   out['one_step_tv'] = excess / max(new, 1)
+  # Capped residuals, a share of rounds: bounds what the caps change.
+  out['gave_up'] = sum(r.gave_up for r in results) / max(rounds, 1)
   later = [(r.wall_s - r.ttft_s) / (len(r.tokens) - 1)
            for r in results if len(r.tokens) > 1]
   out['ttft_s'] = float(np.mean([r.ttft_s for r in results]))

@@ -19,6 +19,7 @@ from specjax.models.diffusion import Diffusion
 from specjax.models.diffusion_head import DenoisingMLP, GuidedHead
 from specjax.models.transformer_config import TransformerConfig
 from specjax.parallel import make_mesh
+from specjax.verify import PathExact
 
 SIZE = 16
 TINY = mar.tiny()
@@ -268,6 +269,20 @@ def test_more_drafts_than_tokens_are_refused():
   with pytest.raises(ValueError, match='tokens=17: an image has 16 tokens'):
     specjax.generate(TINY, {'method': 'draft_model', 'model': TINY,
                             'num_speculative_tokens': 17}, [image()], SAMPLING)
+
+
+def test_capped_residuals_are_in_the_summary():
+  """What a cap changes is bounded by the share of rounds that it ended."""
+  shares = []
+  for rule in (PathExact(), PathExact(max_tries=1)):
+    found = specjax.generate(
+        TINY, ChainDensity(3, TINY.lm), starts([0, 1, 2, 0]), SAMPLING,
+        drafter_params=jax.tree.map(lambda x: x + 0.05, TINY.params),
+        verify=rule)
+    shares.append(found.summary()['gave_up'])
+    assert shares[-1] == sum(r.gave_up for r in found) / sum(
+        r.rounds for r in found)
+  assert shares[0] == 0 < shares[1] <= 1
 
 
 def test_nothing_is_drafted_behind_the_end():
