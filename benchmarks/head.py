@@ -4,9 +4,10 @@
   python -m benchmarks.head --target random --out out/head.json --repeats 1
 
 What heads are told comes from images that the decoder makes itself. For each
-number of tokens denoised at a time: seconds of a whole chain (as decoding draws
-one, a scan), and of drafts of K steps (`drafters.held.Held`), in turn; calls of
-the head. Exact either way: by reflection where variances are fixed, else by thinning.
+number of tokens denoised at a time: seconds of a whole chain (a scan, as
+decoding draws one), and of drafts of K steps (`drafters.held.Held`), in turn;
+calls of the head. Exact either way: by reflection where variances are fixed,
+else by thinning.
 """
 
 from __future__ import annotations

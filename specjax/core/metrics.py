@@ -8,6 +8,8 @@ Definitions (peers disagree, so they are written down):
 * per-position acceptance = P(the first i drafts were all accepted): joint.
 * conditional acceptance = P(draft i accepted | it was drafted and the ones
   before it were accepted).
+  None where drafts behind a rejected one are kept (`Scores.sets`); shares by
+  position are then not joint.
 * acceptance histogram: rounds by number of accepted drafts; sums to rounds.
 """
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from specjax.core import metrics
-from specjax.host.requests import Result
+from specjax.host.requests import Result, by_round
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +83,12 @@ def summarise(results: Sequence[Result]) -> dict[str, Any]:
       np.sum([r.histogram for r in results], axis=0),
       np.sum([r.drafted for r in results], axis=0),
       np.sum([r.accepted for r in results], axis=0), new, rounds)
+  by_depth = [by_round(r.step_lengths, r.kept, len(r.accepted))
+              for r in results]
+  if any((x[:, 1:] & ~x[:, :-1]).any() for x in by_depth):
+    # Drafts behind a rejected one were kept (`Scores.sets`): the shares by
+    # position are of each alone, and nothing is given those before it.
+    out['conditional_acceptance'] = None
   excess = sum(r.excess for r in results)
   # One-step TV of a lossy rule, averaged over tokens; 0 for exact ones.
   out['one_step_tv'] = excess / max(new, 1)
