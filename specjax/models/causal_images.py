@@ -23,12 +23,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from specjax.core import density, tree
+from specjax.core import tree
 from specjax.core.types import Context, Models, Scores, SpecState
 from specjax.models import weights
 from specjax.models.attention import Block
+from specjax.models.denoised_images import DenoisedImages
 from specjax.models.diffusion import Diffusion
-from specjax.models.diffusion_head import GuidedHead, bare
+from specjax.models.diffusion_head import bare
 from specjax.models.transformer import (
   Transformer,
   TransformerConfig,
@@ -41,7 +42,7 @@ _NO_TREE = 'real tokens are drafted as a chain, and this draft is a tree'
 
 
 @dataclasses.dataclass(frozen=True)
-class CausalImages:
+class CausalImages(DenoisedImages):
   """A causal decoder with a denoising head. Hashable.
 
   Serves as a target, and as the model of a `ChainDensity` (a
@@ -68,10 +69,7 @@ class CausalImages:
   process: Diffusion
   chunk: int = 128
 
-  vocab_size = 0
   scoring = 'one pass over all drafts (causal)'
-  taps = ()
-  follows = False
 
   def __post_init__(self):
     for name in ('num_tokens', 'channels', 'num_classes', 'chunk'):
@@ -88,11 +86,6 @@ class CausalImages:
     if c.grid_width is not None:
       raise ValueError(f'grid_width={c.grid_width}: slots are in an order of '
                        "each image's own, not that of a grid")
-
-  @property
-  def is_guided(self) -> bool:
-    """Whether there are two views of each row, with its class and without."""
-    return isinstance(self.process.head, GuidedHead)
 
   def random(self, key: Array) -> dict[str, Any]:
     """Returns parameters as training begins with them, float32."""
@@ -154,7 +147,7 @@ class CausalImages:
       params: of this model. text: f32[B,S,C], see the module.
       known: int32[B,R], tokens of the image that are there, in [0, N).
     """
-    order, label = self._condition(context)
+    order, label = self.conditions(context)
     image = tree.take_row(text[:, 1:], jnp.argsort(order, axis=-1))
 
     def said(label: Array) -> Array:
@@ -187,16 +180,6 @@ class CausalImages:
     x = jnp.where(slot[..., None] < 1, first, x)
     x += params['place_out'][tree.take_row(order, slot)]
     return x.astype(self.config.dtype)
-
-  def law(
-      self, params: Any, context: Context, features: Any
-  ) -> density.Path:
-    """Returns the laws [B,R] of the tokens that follow."""
-    assert context.options.temperature is not None
-    rows = jax.tree.leaves(features)[0].shape[:2]
-    return density.Path(
-        self.process, params['head'], features, jnp.broadcast_to(
-            context.options.temperature[:, None], rows))
 
   # --- Target ----------------------------------------------------------------
 
@@ -305,7 +288,7 @@ class CausalImages:
     if tokens.shape[1] > self.chunk:
       raise ValueError(f'{tokens.shape[1]} tokens in one call, but chunk='
                        f'{self.chunk}: raise chunk, or draft fewer tokens')
-    order, label = self._condition(context)
+    order, label = self.conditions(context)
     if self.is_guided:
       label = jnp.stack(
           [label, jnp.full_like(label, self.num_classes)], 1).reshape(-1)
@@ -345,12 +328,3 @@ class CausalImages:
     return {'with': said, 'without': without, 'scale': tree.take_row(
         context.condition['guidance'], jnp.clip(
             slot, 0, self.num_tokens - 1))}
-
-  def _condition(self, context: Context) -> tuple[Array, Array]:
-    """Returns order and label; checks that head and guidance agree."""
-    condition = context.condition
-    if self.is_guided != ('guidance' in condition):
-      raise ValueError(
-          f"{'no ' * self.is_guided}context.condition['guidance'], and a head "
-          f"that is {'' if self.is_guided else 'not '}a GuidedHead")
-    return condition['order'], condition['label']

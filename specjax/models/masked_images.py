@@ -30,18 +30,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specjax.core import density, tree
+from specjax.core import tree
 from specjax.core.types import Context, Models, Scores, SpecState
 from specjax.models import mar as mar_lib
+from specjax.models.denoised_images import DenoisedImages
 from specjax.models.diffusion import Diffusion
-from specjax.models.diffusion_head import GuidedHead, bare
+from specjax.models.diffusion_head import bare
 from specjax.models.mar import MAR
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedImages:
+class MaskedImages(DenoisedImages):
   """A masked decoder with a denoising head. Hashable.
 
   Serves as a target, and as the model of a `ChainDensity` (a
@@ -61,9 +62,6 @@ class MaskedImages:
   schedule: str = 'cosine'
   num_passes: int | None = None
 
-  vocab_size = 0
-  taps = ()
-  follows = False
   chunk = 1 << 20  # nothing is fed, so calls may be as long as they like
 
   def __post_init__(self):
@@ -148,7 +146,7 @@ class MaskedImages:
       which: int32[B,R], the pass that each row is read off.
     """
     condition = context.condition
-    order, label = condition['order'], condition['label']
+    order, label = self.conditions(context)
     batch, passes = seen.shape
     turn = jnp.argsort(order, axis=-1)  # when each place is made
     image = tree.take_row(text[:, 1:], turn)
@@ -165,26 +163,11 @@ class MaskedImages:
       z = z.reshape(batch, passes, *z.shape[1:])
       return z[jnp.arange(batch)[:, None], which, place]
 
-    is_guided = isinstance(self.process.head, GuidedHead)
-    if is_guided != ('guidance' in condition):
-      raise ValueError(
-          f"{'no ' * is_guided}context.condition['guidance'], and a head "
-          f"that is {'' if is_guided else 'not '}a GuidedHead")
-    if not is_guided:
+    if not self.is_guided:
       return said(label)
     scale = tree.take_row(condition['guidance'], known)
     return {'with': said(label), 'scale': scale, 'without': said(
         jnp.full_like(label, self.mar.num_classes))}
-
-  def law(
-      self, params: Any, context: Context, features: Any
-  ) -> density.Path:
-    """Returns the laws [B,R] of the tokens that follow."""
-    assert context.options.temperature is not None
-    rows = jax.tree.leaves(features)[0].shape[:2]
-    return density.Path(
-        self.process, params['head'], features, jnp.broadcast_to(
-            context.options.temperature[:, None], rows))
 
   # --- Target ----------------------------------------------------------------
 
