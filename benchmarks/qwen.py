@@ -1,7 +1,7 @@
 """Qwen2.5-Coder-1.5B on HumanEval: our drafters, Hugging Face, one run.
 
   python -m benchmarks.qwen --drafter out/dspark_qwen/drafter \
-      --questions humaneval.jsonl --out docs/results/h100_qwen.json
+      --questions humaneval.jsonl --out docs/results/h200_qwen.json
 
 Greedy, batch 1: plain decoding, a trained drafter in several shapes, the 0.5B
 model as an independent drafter, and transformers' own generate on the same

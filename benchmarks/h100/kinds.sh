@@ -1,24 +1,17 @@
 #!/usr/bin/env bash
-# Every kind of drafter of SmolLM2-135M, trained equally long, then all in one
-# table at both temperatures; and the other ablations.
-#   benchmarks/h100/kinds.sh OUT QUESTIONS.jsonl
+# Every kind of drafter of SmolLM2-135M, trained equally long, and the other
+# ablations (sample.ablate_variants). All kinds in one table: table.sh.
+#   benchmarks/h100/kinds.sh OUT
 source "$(dirname "$0")/common.sh"
-QUESTIONS=${2:?questions, rows of "turns"}
 
 stage smol_text "${TEXT_S:-240}" python -m train.rollout \
-  --config configs/rollout_smollm2.py --out "$OUT/text" --config.form=npz
-ablate() {
-  stage "ablate_$1" "$2" python -m sample.ablate_drafter \
-    --rollouts "$OUT/text" --out "$OUT/ablations" --seconds "${SECONDS_EACH:-60}" \
-    --only "$1" --workers "${WORKERS:-4}" --save
+  --config configs/rollout_smollm2.py --out "$OUT/text" --config.form=npz \
+  --config.num_self_prompts="${PROMPTS:-65536}"
+ablate() {  # name, seconds each, limit, axes
+  stage "ablate_$1" "$3" python -m sample.ablate_drafter \
+    --rollouts "$OUT/text" --out "$OUT/$1" --seconds "$2" --only "$4" \
+    --workers "${WORKERS:-8}" ${5:-}
 }
-ablate kind "${KIND_S:-900}"
-stage kinds_table "${TABLE_S:-600}" python -m benchmarks.drafters \
-  --drafters benchmarks/kinds.json --dir "$OUT/ablations/drafters" \
-  --questions "$QUESTIONS" --num_questions "${NUM:-48}" \
-  --temperatures 0,1 --out "$OUT/h100_kinds.json"
-for axis in loss slots layers vocabulary ttt share markov; do
-  ablate "$axis" "${AXIS_S:-600}"
-done
-stage ablate_plots 120 python -m sample.ablate_plots \
-  --results "$OUT/ablations/ablations.json"
+ablate kinds "${KIND_EACH:-45}" "${KIND_S:-900}" kind --save
+ablate ablations "${AXIS_EACH:-25}" "${AXIS_S:-1500}" \
+  "${AXES:-loss,share,layers,ttt,vocabulary,slots,markov}"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Qwen2.5-Coder-1.5B: its drafter from nothing, then HumanEval beside Hugging
-# Face assisted generation with the 0.5B model (docs/results/h100_qwen.json).
-#   benchmarks/h100/qwen.sh OUT QUESTIONS.jsonl
+# Face assisted generation with the 0.5B model (docs/results/h200_qwen.json).
+#   benchmarks/h100/qwen.sh OUT QUESTIONS.jsonl   (of benchmarks.humaneval)
 source "$(dirname "$0")/common.sh"
 QUESTIONS=${2:?questions, rows of "turns"}
 
@@ -11,9 +11,10 @@ stage qwen_text "${TEXT_S:-300}" python -m train.rollout \
 train() {
   stage "qwen_drafter_$1" "${TRAIN_S:-600}" python -m train.drafter \
     --config configs/drafter_qwen.py --out "$OUT/dspark_qwen" \
-    --config.data.rollouts="$OUT/text_qwen" --config.batch_size="$1" \
+    --config.data.rollouts="$OUT/text_qwen" \
+    --config.data.exclude="$QUESTIONS" --config.batch_size="$1" \
     --config.minutes="${MINUTES:-6}" --config.eval_every=500 \
-    --config.save_every=500 --config.eval.num_prompts=32
+    --config.save_every=1000 --config.eval.num_prompts=32
 }
 if ! train 8; then
   rm -rf "$OUT/dspark_qwen"
@@ -21,4 +22,5 @@ if ! train 8; then
 fi
 stage qwen_bench "${BENCH_S:-600}" python -m benchmarks.qwen \
   --drafter "$OUT/dspark_qwen/drafter" --questions "$QUESTIONS" \
-  --num_questions "${NUM:-64}" --out "$OUT/h100_qwen.json"
+  --num_questions "${NUM:-64}" --hf_questions "${HF_NUM:-16}" \
+  --out "$OUT/h200_qwen.json"
