@@ -303,15 +303,15 @@ def main(arguments=None) -> int:
   results = Results(
       output.prepare(args.out) / 'ablations.json',
       {**base, 'target': args.target, 'seconds': args.seconds})
-  keys = {v: ablate_variants.trimmed(v, own[v.kind]) for v in variants}
+  keys = [(v, ablate_variants.trimmed(v, own[v.kind])) for v in variants]
 
   def missing() -> list[tuple[str, Variant]]:
-    first = {key: v for v, key in reversed(keys.items())}
-    return [(key, first[key]) for key in dict.fromkeys(keys.values())
+    first = {key: v for v, key in reversed(keys)}
+    return [(key, first[key]) for key in dict.fromkeys(k for _, k in keys)
             if not all(results.done(key, seed) for seed in seeds)]
 
   if not args.fill:
-    for variant, key in keys.items():
+    for variant, key in keys:
       results.data['axes'].setdefault(variant.axis, {})[variant.label] = key
     results.save()
     if args.workers and missing():

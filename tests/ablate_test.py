@@ -56,6 +56,21 @@ def test_unknown_values_and_axes_are_refused():
     ablate_drafter.chosen('loss,depth', False)
 
 
+def test_every_axis_is_planned(tmp_path, monkeypatch):
+  """Each drafter once, whatever its changes are made of."""
+  planned = []
+  monkeypatch.setattr(
+      ablate_drafter, 'work', lambda results, jobs, *_: planned.extend(jobs))
+  assert ablate_drafter.main(
+      ['--target', 'tiny', '--out', str(tmp_path)]) == 1  # none is trained
+  keys = [key for _, key, _ in planned]
+  axes = ablate_variants.axes(tiny=True)
+  assert len({*keys}) == len(keys) < sum(map(len, axes.values()))
+  data = json.loads((tmp_path / 'ablations.json').read_text())['axes']
+  assert {*data} == {*axes}
+  assert {k for row in data.values() for k in row.values()} == {*keys}
+
+
 def test_smaller_shares_are_in_larger_ones():
   rows = np.arange(40)[:, None]
   packed = Packed(rows, rows, rows, rows)
