@@ -33,6 +33,8 @@ def of_kind(config: config_dict.ConfigDict, kind: str) -> None:
     config.task.update(section(
         steps=_INT, decay=_FLOAT, renormalise=bool, feature_weight=_FLOAT,
         top_k=_INT, top_k_weight=_FLOAT, noise=_FLOAT))
+    if kind != 'eagle3':  # trained for fewer steps than it can go on for
+      config.eval.draft.num_speculative_tokens = 5
   elif kind in ('medusa', 'hydra'):
     config.model = section(num_heads=_INT, head=_STR, num_layers=_INT)
     config.task.update(section(num_anchors=_INT, decay=_FLOAT))
@@ -56,6 +58,7 @@ def shrink(config: config_dict.ConfigDict) -> None:
   config.data.rollouts, config.data.length = 'synthetic', 64
   config.data.held_out = 0.2
   config.steps = 12
+  config.eval.draft.num_speculative_tokens = None
   config.batch_size = 4
   config.log_every, config.eval_every, config.save_every = 4, 6, 6
   config.eval.update(dict(num_prompts=3, max_prompt=48, new_tokens=8,

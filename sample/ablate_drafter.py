@@ -111,7 +111,7 @@ class Job:
     if folder is not None:
       drafter_lib.save_drafter(
           folder, self.trainer.task.model, state.net, self.ids, self.target,
-          kind=self.config.kind, num_draft=self.trainer.task.num_draft)
+          kind=self.config.kind, num_draft=run.num_draft)
     return {
         'label': self.variant.label, 'kind': self.config.kind, 'seed': seed,
         'changes': dict(self.variant.changes),

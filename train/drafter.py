@@ -72,13 +72,13 @@ def keep(
     folder: Path, quiet: bool,
 ) -> None:
   """Writes the drafter, and what there is to say about it."""
-  config, task, target = run.config, run.trainer.task, run.target
+  config, target = run.config, run.target
   form = config.save.form
 
   def save() -> None:
     drafter_lib.save_drafter(
         folder, run.trainer.task.model, state.net, run.ids, target,
-        kind=config.kind, num_draft=task.num_draft, form=form, facts={
+        kind=config.kind, num_draft=run.num_draft, form=form, facts={
             'metrics': scores, 'config': config.to_dict(),
             'text': run.text.facts})
   save()

@@ -54,6 +54,10 @@ class Run(loop.Run):
     drafter = shapes.shape(
         trainer.task.source(), trainer.task.num_draft,
         config.eval.draft.to_dict())
+    # Tested as decoded by default; a tree has to be asked for.
+    self.num_draft = (
+        drafter.topology.max_depth if drafter.topology.is_chain
+        else trainer.task.num_draft)
     self._engine = Engine(target.lm, drafter, verify.get(
         'speculative' if temperature else 'greedy'))
     self._cast = jax.jit(

@@ -46,7 +46,7 @@ class Loaded(NamedTuple):
 
   @property
   def num_draft(self) -> int:
-    """Tokens ahead that it was trained for."""
+    """Tokens a round, unless a decoder is told otherwise."""
     return int(self.facts['num_draft'])
 
 
@@ -64,7 +64,7 @@ def save_drafter(
     net: trained weights. ids: int[W], the draft vocabulary.
     target: the model that it drafts for.
     kind: how it was trained ('dspark', ...).
-    num_draft: tokens ahead that it was trained for.
+    num_draft: tokens a round, unless a decoder is told otherwise.
     form: of matrices: 'float32', 'bfloat16' or 'int8'.
     facts: more JSON values to keep: origin, scores.
 
