@@ -16,9 +16,11 @@ makes first, and scale of guidance, `sweep.json` gets
   the same classes in turn with it (compilation and pixels left out);
 * the largest Kolmogorov-Smirnov distance of a channel to plain decoding with
   other noise; beside it what two plain samples are apart;
-* the Frechet distance of the images to the test images, plus or minus two
-  deviations of resampled samples, beside that of what the autoencoder makes
-  of the test images, and of two halves of the real images.
+* the Frechet distance of `--samples` images to the test images, plus or minus
+  two deviations of resampled samples, beside that of what the autoencoder
+  makes of the test images, and of two halves of the real images. It is taken
+  of plain decoding and, at the largest K and the first share, of the rules
+  that are `--judged`; other points decode `--few` images.
 
 Masked decoders also decode plainly in `--iterations`, the honest comparison at
 equal time. `table.md` is the same as a table. The same command goes on after
@@ -38,6 +40,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from sample import lantern_plots
 from sample.lantern_sweep import Judge, judge_of
 import specjax
 from specjax.drafters import Null
@@ -47,7 +50,7 @@ from specjax.host import cli, latent_sampling, latents, mar
 from specjax.host import results as results_lib
 from specjax.host.load import Model
 from specjax.host.results import Results
-from specjax.io import output, safetensors
+from specjax.io import output
 from specjax.models.masked_images import MaskedImages
 from specjax.verify import CSpD, PathExact
 
@@ -177,6 +180,13 @@ def distance(one: np.ndarray, other: np.ndarray) -> float:
              for a, b in zip(one.T, other.T, strict=True))
 
 
+def is_judged(point: Point, args: argparse.Namespace) -> bool:
+  """Whether the distance of a point's images is taken."""
+  return not point.drafter or (
+      point.rule in args.judged and point.num_draft == max(args.num_draft)
+      and point.prefill == args.prefill[0])
+
+
 def measured(
     scene: Scene, point: Point, plain: np.ndarray | None,
     judge: Judge | None, args: argparse.Namespace,
@@ -184,10 +194,12 @@ def measured(
   """Returns the row of a point, without times, and its tokens."""
   # Plain decoding is what others are compared with: other noise.
   seed = _SEED + bool(point.drafter) + 2 * bool(point.iterations)
-  found = scene.decode(point, args.samples, args.batch_size, seed)
+  judged = is_judged(point, args)
+  num = args.samples if judged else min(args.few, args.samples)
+  found = scene.decode(point, num, args.batch_size, seed)
   summary, made = found.summary(), tokens(found)
   row: dict[str, Any] = {
-      **dataclasses.asdict(point), 'samples': args.samples,
+      **dataclasses.asdict(point), 'samples': num,
       'tokens_per_round': summary['mean_acceptance_length'],
       'kept': summary['draft_acceptance_rate'],
       'conditional': summary['conditional_acceptance'],
@@ -199,7 +211,7 @@ def measured(
     row['ks'] = distance(tokens(other), made)
   else:
     row['ks'] = distance(plain, made)
-  if judge is not None:
+  if judge is not None and judged:
     row |= judge.score(scene.pixels(found, seed))
   return row, made
 
@@ -276,6 +288,7 @@ def parse(arguments=None) -> argparse.Namespace:
                       help="'lite0', a classifier's folder, or 'none'")
   parser.add_argument('--layer', default='pool', choices=LAYERS)
   parser.add_argument('--samples', type=int, default=10_000)
+  parser.add_argument('--few', type=int, default=3200)
   parser.add_argument('--batch_size', type=int, default=512)
   parser.add_argument('--batches', type=numbers(int), default=[1, 8, 128])
   parser.add_argument('--repeats', type=int, default=3)
@@ -283,17 +296,20 @@ def parse(arguments=None) -> argparse.Namespace:
   parser.add_argument('--prefill', type=numbers(float), default=[0.05])
   parser.add_argument('--guidance', type=numbers(float), default=[1.0])
   parser.add_argument('--iterations', type=numbers(int), default=[32, 16])
-  parser.add_argument('--rules', type=lambda x: x.split(';'),
-                      default=list(RULES), help='by semicolons')
+  rules: Any = dict(type=lambda x: x.split(';'), help='by semicolons')
+  parser.add_argument('--rules', **rules, default=[
+      'path_exact', 'path_exact, last step', 'cspd', 'cspd, not aligned'])
+  parser.add_argument('--judged', **rules, default=['path_exact', 'cspd'])
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--out', required=True)
   args = parser.parse_args(arguments)
   given = args.drafters or ('self=random' if args.target == 'random' else '')
   args.drafters = dict(x.split('=', 1) for x in given.split(',') if x)
-  unknown = sorted(set(args.rules) - set(RULES))
-  if unknown:
-    raise ValueError(f'--rules: {unknown[0]!r} is unknown; known are '
-                     f'{"; ".join(RULES)}')
+  for name in ('rules', 'judged'):
+    unknown = sorted(set(getattr(args, name)) - set(RULES))
+    if unknown:
+      raise ValueError(f'--{name}: {unknown[0]!r} is unknown; known are '
+                       f'{"; ".join(RULES)}')
   return args
 
 
@@ -305,14 +321,16 @@ def main(arguments=None) -> int:
   scene = Scene(args)
   found = judge_of(args)
   judge = found[0] if found else None
+  more = ('out', 'drafters', 'num_draft', 'prefill', 'guidance', 'iterations',
+          'rules')  # these add points
   data: dict[str, Any] = {
-      'setting': {k: v for k, v in vars(args).items() if k != 'out'},
+      'setting': {k: v for k, v in vars(args).items() if k not in more},
       'device': results_lib.device_name(),
       'versions': results_lib.versions(), 'points': {}}
   path = out / 'sweep.json'
   if path.exists():
-    data['points'] = safetensors.read_json(path)['points']
-  if found:
+    data = lantern_plots.read(path, data)
+  if found and 'reference' not in data:
     judge, real = found
     data['reference'] = {
         'name': judge.name, 'real_images': len(real),

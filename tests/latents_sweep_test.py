@@ -38,6 +38,18 @@ def test_a_sweep_and_its_table(tmp_path, capsys):
   capsys.readouterr()
   latents_sweep.main([*FLAGS, '--out', str(tmp_path)])
   assert capsys.readouterr().out.count('\n') == 1
+  with pytest.raises(ValueError, match='another setting'):
+    latents_sweep.main([*FLAGS, '--seed', '1', '--out', str(tmp_path)])
+
+
+def test_which_points_are_judged(tmp_path):
+  args = latents_sweep.parse([
+      *FLAGS, '--out', str(tmp_path), '--num_draft', '2,4', '--prefill',
+      '0.05,0', '--judged', 'path_exact', '--few', '2'])
+  assert [latents_sweep.is_judged(latents_sweep.Point(*p), args) for p in (
+      (), ('a', 'path_exact', 4, 0.05), ('a', 'path_exact', 2, 0.05),
+      ('a', 'path_exact', 4, 0.0), ('a', 'cspd', 4, 0.05))] == [
+          True, True, False, False, False]
 
 
 def test_distance_of_samples():
@@ -49,6 +61,7 @@ def test_distance_of_samples():
 
 
 @pytest.mark.parametrize(('flags', 'message'), [
+    (['--judged', 'x'], "--judged: 'x' is unknown"),
     (['--rules', 'exact'], "'exact' is unknown; known are path_exact"),
     (['--num_draft', '0'], 'num_speculative_tokens=0'),
     (['--drafters', 'a=/nowhere'], 'nowhere')])

@@ -1,31 +1,41 @@
 #!/usr/bin/env bash
-# Discrete image tokens on CIFAR-10: tokenizer, decoders, drafters, samples,
-# and the sweep of docs/images.md.
+# Discrete image tokens on CIFAR-10: tokenizer, decoders of 28 M and 8 M
+# parameters, a drafter for each, grids of samples. TINY=1 tries the commands.
 #   benchmarks/h100/images.sh OUT CIFAR10.npz
 source "$(dirname "$0")/common.sh"
 DATA=${2:?CIFAR-10 as an .npz of its JPEG files}
+T=${TINY:+:tiny}
+data=(--config.data.path="$DATA")
+[ -n "$T" ] && data=(--config.data.path=synthetic)
 
-stage vq 900 python -m train.vq --config configs/vq_cifar10.py \
-  --config.data.path="$DATA" --config.minutes="${VQ_MIN:-5}" --out "$OUT/vq"
+stage vq 900 python -m train.vq --config "configs/vq_cifar10.py$T" \
+  "${data[@]}" --config.minutes="${VQ_MIN:-2.5}" --out "$OUT/vq"
 tokenizer=$OUT/vq/tokenizer
-decoder() {  # name, config, minutes
+decoder() {  # name, variant, minutes
   stage "$1" 1500 python -m train.image_ar \
-    --config "configs/image_ar_cifar10.py$2" --config.data.path="$DATA" \
+    --config "configs/image_ar_cifar10.py${T:-$2}" "${data[@]}" \
     --config.tokenizer="$tokenizer" --config.minutes="$3" --out "$OUT/$1"
 }
-decoder image_ar '' "${AR_MIN:-8}"
-decoder image_ar_small :small "${SMALL_MIN:-3}"
-stage samples 300 python -m specjax.sample --config configs/sample_image.py \
-  --config.target="$OUT/image_ar/model" --out "$OUT/samples" \
-  --config.images.tokenizer="$tokenizer" --config.images.per_class=8 \
-  --config.batch_size=80 --config.compare_plain=False
-stage codes 300 python -m train.image_rollout \
-  --config configs/rollout_image.py --config.target="$OUT/image_ar/model" \
-  --config.num_images="${CODES:-10000}" --out "$OUT/codes"
-stage eagle 600 python -m train.drafter --config configs/drafter_image.py \
-  --config.target="$OUT/image_ar/model" --config.data.rollouts="$OUT/codes" \
-  --config.minutes="${EAGLE_MIN:-2}" --out "$OUT/eagle"
-stage sweep "${SWEEP_S:-900}" python -m sample.lantern_sweep \
-  --target "$OUT/image_ar/model" --tokenizer "$tokenizer" \
-  --drafter "$OUT/eagle/drafter" --data "$DATA" \
-  --samples "${SAMPLES:-10000}" --out "$OUT/sweep"
+drafter() {  # decoder, minutes
+  local target=$OUT/$1/model count=()
+  [ -n "$T" ] && count=(--config.num_images=40 --config.batch_size=8)
+  stage "codes_$1" 300 python -m train.image_rollout \
+    --config configs/rollout_image.py --config.target="$target" \
+    --config.num_images="${CODES:-20000}" "${count[@]}" --out "$OUT/codes_$1"
+  [ -n "$T" ] && count=(--config.steps=4 --config.batch_size=4)
+  stage "eagle_$1" 600 python -m train.drafter \
+    --config configs/drafter_image.py --config.target="$target" \
+    --config.data.rollouts="$OUT/codes_$1" --config.minutes="$2" \
+    "${count[@]}" --out "$OUT/eagle_$1"
+}
+decoder image_ar '' "${AR_MIN:-9.5}"
+decoder image_ar_small :small "${SMALL_MIN:-5}"
+drafter image_ar_small "${EAGLE_MIN:-2.5}"
+drafter image_ar "${EAGLE_MIN:-2.5}"
+for name in image_ar image_ar_small; do
+  stage "samples_$name" 300 python -m specjax.sample \
+    --config configs/sample_image.py --config.target="$OUT/$name/model" \
+    --out "$OUT/samples_$name" --config.images.tokenizer="$tokenizer" \
+    --config.images.per_class="${PER_CLASS:-8}" --config.batch_size=80 \
+    --config.compare_plain=False
+done
