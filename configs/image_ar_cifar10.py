@@ -42,6 +42,7 @@ def get_config(arg: str = '') -> config_dict.ConfigDict:
   config.save = config_dict.ConfigDict(dict(form='bfloat16'))
   if arg == 'small':
     config.model.update(dict(num_layers=7, num_heads=4, embed_dim=256))
+    config.save.form = 'int8'
   elif arg == 'tiny':
     config.data.path = 'synthetic'
     config.tokenizer = 'out/vq/tokenizer'

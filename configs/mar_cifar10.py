@@ -12,6 +12,9 @@ image's own: one pass scores a window of drafts. Drafters of it:
   --config configs/mar_cifar10.py:small --config.teacher=out/mar/model \
       --out out/mar_drafter
       likewise, taught the target's own steps
+  --config configs/mar_cifar10.py:nano --config.teacher=out/mar_small/model \
+      --out out/mar_nano
+      1.4 M parameters, to draft for the 6 M as a target
 
   --config configs/mar_cifar10.py:masked  MAR's bidirectional decoder
   --config configs/mar_cifar10.py:tiny    made-up images, seconds; on the
@@ -24,7 +27,7 @@ from configs import common
 
 
 def get_config(arg: str = '') -> config_dict.ConfigDict:
-  """Returns the config; `arg` is '', 'small', 'masked' or 'tiny'."""
+  """Returns the config; `arg` is '', 'small', 'nano', 'masked' or 'tiny'."""
   config = config_dict.ConfigDict()
   config.mesh = (1, 1)
   config.seed = 0
@@ -65,6 +68,11 @@ def get_config(arg: str = '') -> config_dict.ConfigDict:
   if arg == 'small':
     config.model.update(dict(num_layers=4, num_heads=4, width=256))
     config.head.update(dict(width=384, num_blocks=3))
+    config.save.form = 'int8'
+  elif arg == 'nano':
+    config.model.update(dict(num_layers=2, num_heads=2, width=128))
+    config.head.update(dict(width=256, num_blocks=2))
+    config.save.form = 'int8'
   elif arg == 'masked':
     config.model.kind = 'masked'
   elif arg == 'tiny':
@@ -79,5 +87,5 @@ def get_config(arg: str = '') -> config_dict.ConfigDict:
     config.log_every, config.eval_every, config.save_every = 4, 6, 6
   elif arg:
     raise ValueError(
-        f"config argument {arg!r}: '', 'small', 'masked' or 'tiny'")
+        f"config argument {arg!r}: '', 'small', 'nano', 'masked' or 'tiny'")
   return config

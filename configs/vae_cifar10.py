@@ -1,4 +1,5 @@
 """Continuous tokens for CIFAR-10: 32 x 32 pixels to 8 x 8 of 16 channels.
+3.2 M parameters.
 
   python -m train.vae --config configs/vae_cifar10.py \
       --config.data.path=cifar10.npz --out out/vae
@@ -21,7 +22,7 @@ def get_config(arg: str = '') -> config_dict.ConfigDict:
   config.seed = 0
   config.data = common.images()
   config.model = config_dict.ConfigDict(dict(
-      latent_channels=16, channels=64, multipliers=(1, 2, 2),
+      latent_channels=16, channels=32, multipliers=(2, 3, 3),
       num_res_blocks=2, attention=True, dtype='bfloat16'))
   config.loss = config_dict.ConfigDict(dict(l1=1.0, l2=1.0, kl=1e-6))
   # --- Training -------------------------------------------------------
@@ -36,7 +37,7 @@ def get_config(arg: str = '') -> config_dict.ConfigDict:
   config.eval_every = 1000
   config.save_every = 2000
   config.eval = config_dict.ConfigDict(dict(num_images=10_000))
-  config.save = config_dict.ConfigDict(dict(form='bfloat16'))
+  config.save = config_dict.ConfigDict(dict(form='int8'))
   if arg == 'tiny':
     config.data.path = 'synthetic'
     config.model.update(dict(

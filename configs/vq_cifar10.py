@@ -1,4 +1,5 @@
 """An image tokenizer for CIFAR-10: 32 x 32 pixels to 16 x 16 of 4,096 codes.
+1.7 M parameters.
 
   python -m train.vq --config configs/vq_cifar10.py \
       --config.data.path=cifar10.npz --out out/vq
@@ -21,8 +22,8 @@ def get_config(arg: str = '') -> config_dict.ConfigDict:
   config.seed = 0
   config.data = common.images()
   config.model = config_dict.ConfigDict(dict(
-      num_codes=4096, code_dim=8, channels=64, multipliers=(1, 2),
-      num_res_blocks=2, latent_dim=128, attention=True, dtype='bfloat16'))
+      num_codes=4096, code_dim=8, channels=32, multipliers=(2, 2),
+      num_res_blocks=3, latent_dim=128, attention=True, dtype='bfloat16'))
   config.loss = config_dict.ConfigDict(dict(
       l1=1.0, l2=1.0, commitment=0.25, dead_after=200))
   # --- Training -------------------------------------------------------
@@ -37,7 +38,7 @@ def get_config(arg: str = '') -> config_dict.ConfigDict:
   config.eval_every = 1000
   config.save_every = 2000
   config.eval = config_dict.ConfigDict(dict(num_images=10_000))
-  config.save = config_dict.ConfigDict(dict(form='bfloat16'))
+  config.save = config_dict.ConfigDict(dict(form='int8'))
   if arg == 'tiny':
     config.data.path = 'synthetic'
     config.model.update(dict(

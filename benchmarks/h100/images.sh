@@ -26,6 +26,7 @@ drafter() {  # decoder, minutes
   stage "eagle_$1" 600 python -m train.drafter \
     --config configs/drafter_image.py --config.target="$target" \
     --config.data.rollouts="$OUT/codes_$1" --config.minutes="$2" \
+    --config.save.form=int8 \
     "${count[@]}" --out "$OUT/eagle_$1"
 }
 decoder image_ar '' "${AR_MIN:-9.5}"
