@@ -1,4 +1,5 @@
 """Continuous tokens for CIFAR-10: 32 x 32 pixels to 8 x 8 of 16 channels.
+
 3.2 M parameters.
 
   python -m train.vae --config configs/vae_cifar10.py \

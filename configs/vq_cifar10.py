@@ -1,4 +1,5 @@
 """An image tokenizer for CIFAR-10: 32 x 32 pixels to 16 x 16 of 4,096 codes.
+
 1.7 M parameters.
 
   python -m train.vq --config configs/vq_cifar10.py \

@@ -50,9 +50,7 @@ def update(
   accepted_now = here & jnp.pad(accepted_now, ((0, 0), (0, missing)))
   ranks = jnp.pad(rank_on_path(draft, verdict), ((0, 0), (0, missing)))
   rank_axis = jnp.arange(metrics.ranks.shape[2])
-  bad = jnp.zeros_like(active)
-  if scores.finite is not None:
-    bad = active & bad_rows(scores, verdict)
+  bad = active & bad_rows(draft, scores, verdict)
   first_bad = (metrics.bad_round < 0) & bad
   return Metrics(
       histogram=metrics.histogram + (here & (bins == kept[:, None])),
@@ -74,15 +72,25 @@ def accepted(draft: Draft, verdict: Verdict) -> Array:
   return verdict.kept & (depth <= verdict.num_accepted[:, None])
 
 
-def bad_rows(scores: Scores, verdict: Verdict) -> Array:
+def bad_rows(draft: Draft, scores: Scores, verdict: Verdict) -> Array:
   """Returns bool[B]: a law on the accepted path had NaN or infinite logits.
 
-  Rows behind a rejected draft do not count: nothing came of them.
+  Rows behind a rejected draft do not count: nothing came of them. Tokens of
+  real numbers have to be finite themselves, and drafts likewise: no rule
+  would keep them, and a broken drafter would only be slow.
   """
-  assert scores.finite is not None
-  seen = tree.take_row(scores.finite, verdict.path)
-  on_path = jnp.arange(seen.shape[1]) <= verdict.num_accepted[:, None]
-  return jnp.any(on_path & ~seen, axis=1)
+  bad = jnp.zeros_like(verdict.num_accepted, bool)
+  on_path = jnp.arange(verdict.path.shape[1]) <= verdict.num_accepted[:, None]
+  if scores.finite is not None:
+    seen = tree.take_row(scores.finite, verdict.path)
+    bad |= jnp.any(on_path & ~seen, axis=1)
+  if draft.tokens.ndim == 3:
+    fine = lambda x: jnp.all(jnp.isfinite(x), axis=-1)  # noqa: E731
+    bad |= ~fine(verdict.next_token)
+    bad |= jnp.any(draft.valid & ~fine(draft.tokens), axis=1)
+    if verdict.tokens is not None:
+      bad |= jnp.any(on_path[:, 1:] & ~fine(verdict.tokens), axis=1)
+  return bad
 
 
 def drafted_at(draft: Draft) -> Array:

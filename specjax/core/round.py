@@ -108,8 +108,8 @@ def append(
   dest = context.length[:, None] + slot
   is_new = (slot <= verdict.num_accepted[:, None]) & ~context.done[:, None]
   is_new &= dest < context.limit[:, None]
-  if scores.finite is not None:  # a row with NaN logits stops as it was
-    is_new &= ~metrics.bad_rows(scores, verdict)[:, None]
+  # A row with NaN logits stops as it was.
+  is_new &= ~metrics.bad_rows(draft, scores, verdict)[:, None]
   stops = jnp.zeros(is_new.shape, bool)
   if context.options.eos is not None:
     stops = jnp.any(tokens[..., None] == context.options.eos[:, None], -1)

@@ -160,12 +160,9 @@ def load_drafter(target: Model, quiet: bool) -> Callable[[str], Model]:
   'random' is the tiny model, whatever the target.
   """
   def source_of(source: str) -> Model:
-    if not target.vocab_size:
-      return (mar.tiny() if source == 'random'
-              else mar.load(source)[0])
     if source == 'random':
-      return tiny.model()
-    return load(source, dtype=target.lm.config.dtype, quiet=quiet)
+      return tiny.model() if target.vocab_size else mar.tiny()
+    return load(source, dtype=target.dtype, quiet=quiet)
 
   return source_of
 

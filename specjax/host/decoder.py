@@ -15,7 +15,7 @@ import numpy as np
 from specjax.core import loop
 from specjax.core.round import Engine
 from specjax.core.types import Context, Models
-from specjax.host import memory
+from specjax.host import blame, memory
 from specjax.host.requests import (
   Request,
   Result,
@@ -257,11 +257,11 @@ class _Run:
     for row, text in enumerate(self.rows):
       if text is None:
         continue
-      bad = int(seen['metrics'].bad_round[row])
-      if bad >= 0:
-        bad_rows.append(f'request {text.request.id} (row {row}): NaN or '
-                        f'infinite logits in round {bad}, or bans and '
-                        'constraints that leave no token')
+      if seen['metrics'].bad_round[row] >= 0:
+        bad_rows.append(f'request {text.request.id} (row {row}): '
+                        + blame.report(
+                            decoder.engine, decoder.params, decoder.state,
+                            row, len(text.request.tokens)))
         continue
       start = len(text.request.tokens)
       new = seen['tokens'][row, start:seen['length'][row]]

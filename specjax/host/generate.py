@@ -216,13 +216,15 @@ def describe(drafter: Any) -> str:
 def _drafter(drafter: Any, params: Any, target: Model) -> tuple[Any, Any]:
   if drafter is None:
     return Null(0), None
+  if isinstance(drafter, Model) and not target.vocab_size:
+    return methods.build({'model': drafter}, target)
   if isinstance(drafter, Model):
     return ChainLM(model=methods.draft_lm(target, drafter)), drafter.params
   if isinstance(drafter, Mapping):
     from specjax.host.load import load
     return methods.build(
         drafter, target,
-        lambda source: load(source, dtype=target.lm.config.dtype))
+        lambda source: load(source, dtype=target.dtype))
   if isinstance(drafter, type) or not hasattr(drafter, 'topology'):
     raise ValueError(
         f'drafter={drafter!r}: must be a drafter such as Lookup(7), a Model, '

@@ -152,6 +152,11 @@ def save_lm(
       'model': dataclasses.asdict(config), **facts}, form)
 
 
+def is_folder(source: Any) -> bool:
+  """Whether a source is a folder that `save_lm` wrote."""
+  return model_folder.is_folder(source, _LM)
+
+
 def load_lm(
     folder: str | Path, *, dtype: str | None = None, chunk: int = 256
 ) -> tuple[Model, dict[str, Any]]:

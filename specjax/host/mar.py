@@ -6,12 +6,13 @@ from collections.abc import Mapping
 import dataclasses
 from pathlib import Path
 from typing import Any
+import warnings
 
 import jax
 import numpy as np
 
 from specjax.host.load import Model
-from specjax.io import model_folder, pth, safetensors
+from specjax.io import model_folder, pth
 from specjax.io.errors import FormatError
 from specjax.models import mar as mar_lib
 from specjax.models import named
@@ -32,9 +33,7 @@ _HEADS = {768: 12, 1024: 16, 1280: 16}
 
 def is_folder(source: Any) -> bool:
   """Whether a source is a folder that `save` wrote."""
-  config = Path(str(source)).expanduser() / 'config.json'
-  return config.is_file() and (
-      safetensors.read_json(config).get('format') == FORMAT)
+  return model_folder.is_folder(source, FORMAT)
 
 
 def save(
@@ -123,6 +122,11 @@ def draft_lm(target: Model, drafter: Model) -> Any:
     if a != b:
       raise ValueError(f'{name} of the denoising steps: {a} of '
                        f'{target.name}, {b} of {drafter.name}')
+  for name in ('num_levels', 'first'):
+    a, b = getattr(mine.process, name), getattr(other.process, name)
+    if a != b:
+      warnings.warn(f'{name} of the denoising steps: {a} of {target.name} is '
+                    f'taken, {drafter.name} was made for {b}', stacklevel=3)
   process = dataclasses.replace(
       mine.process, head=bare(other.process.head))
   other = dataclasses.replace(other, process=process)

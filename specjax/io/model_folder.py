@@ -35,7 +35,7 @@ def save(
   """
   folder = Path(folder).expanduser()
   packed = forms.pack(flat(params), form)
-  with output.folder(folder, replaces=lambda p: _is_of(p, kind)) as new:
+  with output.folder(folder, replaces=lambda p: is_folder(p, kind)) as new:
     safetensors.write(new / _ARRAYS, packed, {'format': kind})
     output.write_json(
         new / _CONFIG, {'format': kind, 'form': form, **values})
@@ -90,8 +90,11 @@ def fitted(
       paths[k]: jnp.asarray(v, wanted[k].dtype) for k, v in arrays.items()})
 
 
-def _is_of(folder: Path, kind: str) -> bool:
+def is_folder(folder: Any, kind: str) -> bool:
+  """Whether this is a folder that `save` wrote, of this kind."""
+  config = Path(str(folder)).expanduser() / _CONFIG
   try:
-    return safetensors.read_json(folder / _CONFIG).get('format') == kind
+    return config.is_file() and (
+        safetensors.read_json(config).get('format') == kind)
   except FormatError:
     return False

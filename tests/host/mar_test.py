@@ -63,6 +63,33 @@ def test_folders_keep_a_decoder(model, tmp_path):
     mar.load(folder)
 
 
+@pytest.mark.parametrize('model', [TINY, causal()], ids=lambda m: m.name)
+def test_drafters_are_models_or_folders(model, tmp_path):
+  folder = mar.save(tmp_path / 'model', model.lm, model.params, {}, 'float32')
+  loaded = specjax.load(str(folder))
+  assert loaded.lm == model.lm and not loaded.vocab_size
+  ways = [loaded, {'model': loaded}, {'model': str(folder)}, (
+      ChainDensity(model=mar.draft_lm(TINY, model)), model.params)]
+  texts = []
+  for way in ways:
+    way, params = way if isinstance(way, tuple) else (way, None)
+    found = specjax.generate(
+        TINY, way, starts([0, 1]), SAMPLING, drafter_params=params)
+    assert found.summary()['num_draft_tokens'] > 0
+    texts.append(tokens(found))
+  for text in texts:
+    np.testing.assert_array_equal(text, texts[0])
+
+
+def test_other_steps_are_told():
+  process = dataclasses.replace(TINY.lm.process, first=5)
+  other = dataclasses.replace(
+      TINY, lm=dataclasses.replace(TINY.lm, process=process))
+  with pytest.warns(UserWarning, match='first of the denoising steps: 6 of'):
+    made = mar.draft_lm(TINY, other)
+  assert made.process.num_steps == TINY.lm.process.num_steps
+
+
 def test_a_folder_of_another_size_names_the_tensor(tmp_path):
   folder = mar.save(tmp_path / 'model', TINY.lm, TINY.params, {})
   values = json.loads((folder / 'config.json').read_text())
