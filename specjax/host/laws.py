@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -29,9 +30,9 @@ def model_laws(
   """
   pairs = []
   for text in texts:
-    whole = _logits(model, [list(text)])[0]
+    whole = logits(model, [list(text)])[0]
     starts = range(1, len(text) - window + 1)
-    short = _logits(model, [list(text[i:i + window]) for i in starts])
+    short = logits(model, [list(text[i:i + window]) for i in starts])
     pairs += [(whole[i + window - 1], row[-1])
               for i, row in zip(starts, short, strict=True)]
   p: list[np.ndarray] = []
@@ -44,15 +45,18 @@ def model_laws(
   return np.asarray(p, np.float32), np.asarray(q, np.float32)
 
 
-def _logits(model: Model, rows: list[list[int]]) -> np.ndarray:
-  """Returns f32[B,T,V] of equally long rows, 32 at a time."""
+def logits(model: Model, rows: list[list[int]]) -> np.ndarray:
+  """Returns f32[B,T,V] of equally long rows of ids, 32 at a time."""
+  # A whole text is one call, however long.
+  lm = dataclasses.replace(model.lm, chunk=max(model.lm.chunk, len(rows[0])))
+
   @jax.jit
   def run(params, tokens):
     batch, size = tokens.shape
     position = jnp.broadcast_to(jnp.arange(size), (batch, size))
-    cache = model.lm.empty(batch, size)['cache']
+    cache = lm.empty(batch, size)['cache']
     block = Block(base=jnp.zeros((batch,), jnp.int32), position=position)
-    return model.lm.forward(params, cache, tokens, block)[0]
+    return lm.forward(params, cache, tokens, block)[0]
 
   out = []
   for i in range(0, len(rows), 32):
