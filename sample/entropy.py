@@ -79,7 +79,8 @@ def of_images(
 
 def of_text(model: Any, num: int, new: int, seed: int) -> dict[str, Any]:
   """Returns the figures of a language model along its own answers."""
-  prompts = list(questions.QUESTIONS[:num])
+  prompts = [[{'role': 'user', 'content': q.turns[0]}]
+             for q in questions.QUESTIONS[:num]]
   found = specjax.generate(
       model, None, prompts,
       specjax.Sampling(temperature=1.0, max_new_tokens=new), seed=seed)
