@@ -137,8 +137,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         published, vq_weights.from_llamagen(published, tensors),
         {'source': str(folder)})
   facts, arrays = model_folder.load(folder, _VQ)
-  values = facts['model']
-  config = VQConfig(**{**values, 'multipliers': tuple(values['multipliers'])})
+  config = VQConfig.of(facts['model'])
   params = model_folder.fitted(folder, arrays, vq.abstract(config))
   return Tokenizer(config, params, facts)
 

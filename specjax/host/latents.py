@@ -114,7 +114,6 @@ def load_autoencoder(folder: str | Path) -> Autoencoder:
         published, vae.from_published(published, pth.read(folder)),
         {'source': str(folder)})
   facts, arrays = model_folder.load(folder, _VAE)
-  values = facts['model']
-  config = VAEConfig(**{**values, 'multipliers': tuple(values['multipliers'])})
+  config = VAEConfig.of(facts['model'])
   params = model_folder.fitted(folder, arrays, vae.abstract(config))
   return Autoencoder(config, params, facts)

@@ -10,8 +10,9 @@ arXiv:2012.09841, and Yu et al. 2021, arXiv:2110.04627 (normalised codes).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from flax import linen as nn
 import jax
@@ -53,6 +54,11 @@ class ConvConfig:
       if size % groups(size):
         raise ValueError(f'{size} channels do not divide into '
                          f'{groups(size)} groups')
+
+  @classmethod
+  def of(cls, values: Mapping[str, Any]) -> Self:
+    """Returns the shape of JSON values, in which `multipliers` is a list."""
+    return cls(**{**values, 'multipliers': tuple(values['multipliers'])})
 
   @property
   def factor(self) -> int:
