@@ -21,7 +21,7 @@ from specjax.eval.classifier import TrainedClassifier
 from specjax.fit.classifier import ClassifierObjective
 from specjax.host import cli
 from specjax.models.classifier import Classifier
-from train import fit_run, image_data, log, loop
+from train import fit_run, image_data, loop
 
 _FLAGS = cli.define_flags('out/classifier')
 # Images in one call of the device, in tests.
@@ -39,11 +39,10 @@ def main() -> int:
       run, out, data.digest, mesh, stop, quiet, time.monotonic())
   if code or jax.process_index():
     return code
-  last = {k: v for k, v in metrics.of('eval')[-1].items() if k != 'kind'}
-  trained = run.judge(state.average, {
-      'metrics': last, 'config': config.to_dict(), 'data': data.facts})
+  facts = run.facts(metrics, data.facts)
+  trained = run.judge(state.average, facts)
   folder = classifier.save(out / 'classifier', trained)
-  cli.note(f'accuracy {last["accuracy"]:.2%}; wrote {folder} '
+  cli.note(f'accuracy {facts["metrics"]["accuracy"]:.2%}; wrote {folder} '
            f'({trained.name})', quiet)
   return 0
 
@@ -96,17 +95,13 @@ class Run(fit_run.Run):
                          for x in found.by_class],
             'images': len(test)}
 
-  def train_line(self, row: Mapping[str, Any]) -> str:
-    """Returns what is shown of a row of training."""
-    return (f'step {row["step"]}/{self.num_steps}, loss '
-            f'{row.get("loss", 0):.4f}, accuracy '
-            f'{row.get("accuracy", 0):.1%}, {row["tokens_per_s"]:.0f} '
-            f'images/s, {log.clock(row["left_s"])} left')
+  def learnt(self, row: Mapping[str, Any]) -> str:
+    """Returns how often it is right on what it learns from."""
+    return f'accuracy {row.get("accuracy", 0):.1%}'
 
-  def eval_line(self, row: Mapping[str, Any]) -> str:
-    """Returns what is shown of a row of a test."""
-    return (f'step {row["step"]}, {row["minutes"]:.1f} min: accuracy '
-            f'{row["accuracy"]:.2%} of {row["images"]} images')
+  def tested(self, row: Mapping[str, Any]) -> str:
+    """Returns how often it is right."""
+    return f'accuracy {row["accuracy"]:.2%} of {row["images"]} images'
 
 
 if __name__ == '__main__':

@@ -1,7 +1,9 @@
-"""What runs of `specjax.fit` share: states, steps, batches on devices."""
+"""What runs of `specjax.fit` share: states, steps, batches, what is said."""
 
 from __future__ import annotations
 
+import abc
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from specjax.fit.step import Fitter, Objective
 from specjax.parallel import rules
-from train import loop
+from train import log, loop
 
 
 class Run(loop.Run):
@@ -17,7 +19,10 @@ class Run(loop.Run):
 
   Attributes:
     fitter: its step. mesh: or None for one device.
+    unit: what `step` counts, for messages.
   """
+
+  unit = 'images'
 
   def __init__(
       self, config: Any, objective: Objective,
@@ -54,3 +59,35 @@ class Run(loop.Run):
   def batch_name(self, step: int) -> str:
     """Returns which batch step number `step` saw."""
     return f'batch {step} of seed {self.config.seed}'
+
+  def facts(self, metrics: log.Metrics, data: Any) -> dict[str, Any]:
+    """Returns what is kept with the model: its last scores, and their origin.
+
+    Args:
+      metrics: of this run, which was tested. data: facts of the data.
+    """
+    last = {k: v for k, v in metrics.of('eval')[-1].items() if k != 'kind'}
+    return {'metrics': last, 'config': self.config.to_dict(), 'data': data}
+
+  def train_line(self, row: Mapping[str, Any]) -> str:
+    """Returns what is shown of a row of training."""
+    return (f'step {row["step"]}/{self.num_steps}, loss '
+            f'{row.get("loss", 0):.4f}, {self.learnt(row)}, '
+            f'{row["tokens_per_s"]:.0f} {self.unit}/s, '
+            f'{log.clock(row["left_s"])} left')
+
+  def eval_line(self, row: Mapping[str, Any]) -> str:
+    """Returns what is shown of a row of a test."""
+    return (f'step {row["step"]}, {row["minutes"]:.1f} min: '
+            f'{self.tested(row)}')
+
+  @abc.abstractmethod
+  def learnt(self, row: Mapping[str, Any]) -> str:
+    """Returns what `train_line` says beside the loss.
+
+    Steps that were all left out (not finite) leave no scores in a row.
+    """
+
+  @abc.abstractmethod
+  def tested(self, row: Mapping[str, Any]) -> str:
+    """Returns what `eval_line` says of the scores."""

@@ -13,17 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import dataclasses
+import functools
 from pathlib import Path
-import time
 from typing import Any
 
 import jax
 import numpy as np
 
-from specjax.data.image_batches import Batches, Codes
-from specjax.data.images import Images
 from specjax.drafters.chain_density import ChainDensity
-from specjax.eval import pictures
 from specjax.fit.mar import DistilledMAR, MARObjective, Masks
 from specjax.host import cli, latent_sampling, latents, mar
 from specjax.host.generate import generate
@@ -36,40 +33,21 @@ from specjax.models.diffusion_head import DenoisingMLP
 from specjax.models.mar import MAR
 from specjax.models.masked_images import MaskedImages
 from specjax.models.transformer_config import TransformerConfig
-from train import fit_run, image_data, log, loop
+from train import decoder_run, image_data
 
 _FLAGS = cli.define_flags('out/mar')
-# Samples of the figure: of every class.
-_SHOWN = 4
 
 
 def main() -> int:
   """Runs the program; returns the exit code."""
-  config, out, stop, mesh, quiet = loop.begin(_FLAGS)
-  if config.tokenizer is None:
-    raise ValueError('config.tokenizer: give the folder of an autoencoder of '
-                     'train.vae')
-  autoencoder = latents.load_autoencoder(config.tokenizer)
-  data = image_data.read(config.data, config.seed, labels=True)
-  begin = time.monotonic()
-  run = Run(config, data, autoencoder, mesh, out)
-  cli.note(f'{len(data.train)} images of {run.length} tokens, encoded in '
-           f'{time.monotonic() - begin:.0f} s', quiet)
-  state, metrics, code = loop.complete(
-      run, out, data.digest, mesh, stop, quiet, begin)
-  if code or jax.process_index():
-    return code
-  last = {k: v for k, v in metrics.of('eval')[-1].items() if k != 'kind'}
-  folder = mar.save(
-      out / 'model', run.objective.lm, state.average, {
-          'metrics': last, 'config': config.to_dict(), 'data': data.facts,
-          'grid': list(run.grid)}, config.save.form)
-  cli.note(f'held-out loss {last["held_out_loss"]:.4f}; wrote {folder}', quiet)
-  return 0
+  return decoder_run.main(
+      _FLAGS, Run, latents.load_autoencoder, 'an autoencoder of train.vae')
 
 
-class Run(fit_run.Run):
+class Run(decoder_run.Run):
   """A decoder in training."""
+
+  unit = 'tokens'
 
   def __init__(
       self, config: Any, data: image_data.Data,
@@ -77,15 +55,12 @@ class Run(fit_run.Run):
       out: Path,
   ):
     """Encodes the images; nothing else is compiled yet."""
-    self.autoencoder, self.out = autoencoder, out
-    self.classes = data.train.classes
-    train = encoded(
-        autoencoder, data.train, config.seed, mirrored=config.flip)
-    factor = autoencoder.config.factor
-    self.grid = tuple(side // factor for side in data.train.size)
-    self.length = train.codes.shape[1]
-    lm = decoder(config, self.length, train.codes.shape[2],
-                 len(self.classes))
+    self.autoencoder = autoencoder
+    found = decoder_run.encode(
+        functools.partial(autoencoder.encode, seed=config.seed), data,
+        autoencoder.config.factor, mirrored=config.flip)
+    lm = decoder(config, found.num_tokens, found.train.codes.shape[2],
+                 len(found.classes))
     masks, repeats = Masks(**config.masks.to_dict()), config.repeats
     self.teacher: Model | None = None
     if config.teacher is None:
@@ -97,14 +72,7 @@ class Run(fit_run.Run):
           taught, masks, repeats, teacher=self.teacher.lm,
           **config.distil.to_dict())
     self.objective: MARObjective = objective
-    super().__init__(config, objective, mesh)
-    shared: Any = dict(num_classes=len(self.classes))
-    self.batches = Batches(
-        train, config.batch_size, config.seed, flip=config.flip,
-        class_dropout=config.class_dropout, **shared)
-    self.tests = Batches(
-        encoded(autoencoder, data.test, config.seed), config.batch_size,
-        flip=False, **shared)
+    super().__init__(config, objective, found, mesh, out)
 
   def place(self, batch: Any) -> Any:
     """Puts a batch on the devices, with the teacher's parameters."""
@@ -113,31 +81,22 @@ class Run(fit_run.Run):
       placed['teacher'] = self.teacher.params
     return placed
 
-  def step(self, state: Any, step: int) -> tuple[Any, Any, int]:
-    """Returns `(state, report, tokens)` after step number `step`."""
-    state, report = self.take(state, self.batches.batch(step), step)
-    return state, report, self.config.batch_size * self.length
+  def save(self, net: Any, facts: Mapping[str, Any]) -> Path:
+    """Writes the decoder that some weights make; returns its folder."""
+    return mar.save(self.out / 'model', self.objective.lm, net, facts,
+                    self.config.save.form)
 
-  def evaluate(self, state: Any, step: int, minutes: float) -> dict[str, Any]:
-    """Returns scores on test images, and draws samples."""
-    found = [jax.device_get(self.fitter.evaluate(
-        state.average, None, self.place(self.tests.batch(i)),
-        jax.random.fold_in(self.key, i)))
-             for i in range(self.config.eval.batches)]
-    row = {'step': step, 'minutes': minutes,
-           'held_out_loss': float(np.mean([loss for loss, _ in found]))}
-    for name in found[0][1]:
-      row[name] = float(np.mean([s[name] for _, s in found]))
-    results, orders = self.samples(state.average)
-    if self.teacher is not None:
-      row['tokens_per_round'] = results.summary()['mean_acceptance_length']
+  def draw(self, net: Any, step: int) -> dict[str, float]:
+    """Shows samples; returns how many tokens a drafter makes a round."""
+    results, orders = self.samples(net)
     if jax.process_index() == 0:
       shown = latent_sampling.Pictures(
-          self.autoencoder, self.grid, orders, self.classes, _SHOWN)
-      pictures.grid(
-          shown.pixels(results.results), self.out / 'samples.png',
-          columns=_SHOWN, rows=self.classes, title=f'after {step} steps')
-    return row
+          self.autoencoder, self.grid, orders, self.classes,
+          decoder_run.SHOWN)
+      self.figure(shown.pixels(results.results), f'after {step} steps')
+    if self.teacher is None:
+      return {}
+    return {'tokens_per_round': results.summary()['mean_acceptance_length']}
 
   def samples(self, net: Any) -> tuple[Results, np.ndarray]:
     """Returns a few samples of every class, and the orders they came in.
@@ -149,7 +108,7 @@ class Run(fit_run.Run):
     if self.teacher is not None:
       drafter = ChainDensity(self.config.eval.num_draft, model.lm)
       model = self.teacher
-    labels = np.repeat(np.arange(len(self.classes)), _SHOWN)
+    labels = self.labels()
     orders = latent_sampling.orders_of(
         'random', len(labels), self.length, self.config.seed)
     scales = latent_sampling.scales(
@@ -165,22 +124,19 @@ class Run(fit_run.Run):
         drafter_params=net if drafter else None,
         batch_size=len(labels), seed=self.config.seed), orders
 
-  def train_line(self, row: Mapping[str, Any]) -> str:
-    """Returns what is shown of a row of training."""
+  def learnt(self, row: Mapping[str, Any]) -> str:
+    """Returns the error of the noise, and of a drafter its divergence."""
     more = f', {row["nats"]:.1f} nats a token' if 'nats' in row else ''
-    return (f'step {row["step"]}/{self.num_steps}, loss '
-            f'{row.get("loss", 0):.4f}, noise {row.get("noise", 0):.4f}{more}'
-            f', {row["tokens_per_s"]:.0f} tokens/s, '
-            f'{log.clock(row["left_s"])} left')
+    return f'noise {row.get("noise", 0):.4f}{more}'
 
-  def eval_line(self, row: Mapping[str, Any]) -> str:
-    """Returns what is shown of a row of a test."""
+  def tested(self, row: Mapping[str, Any]) -> str:
+    """Returns errors on test images, and of a drafter what it is good for."""
     more = ''
     if 'nats' in row:
       more = (f', {row["nats"]:.1f} nats a token, '
               f'{row["tokens_per_round"]:.2f} tokens a round')
-    return (f'step {row["step"]}, {row["minutes"]:.1f} min: held-out loss '
-            f'{row["held_out_loss"]:.4f}, noise {row["noise"]:.4f}{more}')
+    return (f'held-out loss {row["held_out_loss"]:.4f}, noise '
+            f'{row["noise"]:.4f}{more}')
 
 
 def decoder(
@@ -218,20 +174,6 @@ def decoder(
           num_kv_heads=heads, head_dim=width // heads, dtype=shape['dtype']),
       num_tokens=num_tokens, channels=channels, num_classes=num_classes,
       process=process)
-
-
-def encoded(
-    autoencoder: latents.Autoencoder, found: Images, seed: int,
-    mirrored: bool = False,
-) -> Codes:
-  """Returns drawn tokens of images, in raster order."""
-  def codes(x: np.ndarray) -> np.ndarray:
-    made = autoencoder.encode(x, seed=seed)
-    return made.reshape(len(x), -1, made.shape[-1])
-  return Codes(
-      codes(found.images), found.labels,
-      codes(np.ascontiguousarray(found.images[:, :, ::-1]))
-      if mirrored else None)
 
 
 if __name__ == '__main__':

@@ -8,109 +8,74 @@ the same config, goes on exactly where it stopped.
 from __future__ import annotations
 
 from collections.abc import Mapping
+import math
 from pathlib import Path
-import time
 from typing import Any
 
 import jax
 import numpy as np
 
-from specjax.data.image_batches import Batches
-from specjax.eval import pictures
 from specjax.fit.vq import VQObjective
 from specjax.host import cli, images
 from specjax.models.vq import VQConfig
-from train import fit_run, image_data, log, loop
+from train import image_data, tokenizer_run
 
 _FLAGS = cli.define_flags('out/vq')
-# Images of the figure.
-_SHOWN = 8
 
 
 def main() -> int:
   """Runs the program; returns the exit code."""
-  config, out, stop, mesh, quiet = loop.begin(_FLAGS)
-  data = image_data.read(config.data, config.seed)
-  cli.note(f'{len(data.train)} images to learn from, {len(data.test)} to be '
-           f'tested on, of {data.train.size[0]} x {data.train.size[1]}', quiet)
-  run = Run(config, data, mesh, out)
-  state, metrics, code = loop.complete(
-      run, out, data.digest, mesh, stop, quiet, time.monotonic())
-  if code or jax.process_index():
-    return code
-  last = {k: v for k, v in metrics.of('eval')[-1].items() if k != 'kind'}
-  folder = images.save_tokenizer(
-      out / 'tokenizer', run.objective.config, state.average, {
-          'metrics': last, 'config': config.to_dict(), 'data': data.facts},
-      config.save.form)
-  saved = run.scores(images.load_tokenizer(folder))
-  cli.note(f'{saved["psnr"]:.2f} dB, {saved["use"]:.1%} of the codes used '
-           f'as saved ({config.save.form}); wrote {folder}', quiet)
-  return 0
+  return tokenizer_run.main(_FLAGS, Run)
 
 
-class Run(fit_run.Run):
+class Run(tokenizer_run.Run):
   """A tokenizer in training."""
+
+  most = 10 * math.log10(255**2 / 1e-3)
 
   def __init__(
       self, config: Any, data: image_data.Data,
       mesh: jax.sharding.Mesh | None, out: Path,
   ):
     """Prepares a run; nothing is compiled yet."""
-    self.data, self.out = data, out
-    model = config.model.to_dict()
-    shape = VQConfig(**{**model, 'multipliers': tuple(model['multipliers'])})
-    for side in data.train.size:
-      if side % shape.factor:
-        raise ValueError(
-            f'config.model.multipliers={shape.multipliers}: images of '
-            f'{side} pixels do not divide by {shape.factor}')
-    self.objective = VQObjective(shape, **config.loss.to_dict())
-    super().__init__(config, self.objective, mesh)
-    self.batches = Batches(data.train, config.batch_size, config.seed)
+    self.objective = VQObjective(
+        tokenizer_run.shape(VQConfig, config, data), **config.loss.to_dict())
+    super().__init__(config, self.objective, data, mesh, out)
 
-  def step(self, state: Any, step: int) -> tuple[Any, Any, int]:
-    """Returns `(state, report, images)` after step number `step`."""
-    state, report = self.take(
-        state, {'image': self.batches.batch(step)['image']}, step)
-    return state, report, self.config.batch_size
+  def made(self, params: Any) -> images.Tokenizer:
+    """Returns the tokenizer that some weights make."""
+    return images.Tokenizer(self.objective.config, params)
 
-  def evaluate(self, state: Any, step: int, minutes: float) -> dict[str, Any]:
-    """Returns scores on test images, and draws some of them."""
-    made = images.Tokenizer(self.objective.config, state.average)
-    return {'step': step, 'minutes': minutes, **self.scores(made)}
+  def save(self, state: Any, facts: Mapping[str, Any]) -> Path:
+    """Writes the tokenizer of a state; returns its folder."""
+    return images.save_tokenizer(
+        self.out / 'tokenizer', self.objective.config, state.average, facts,
+        self.config.save.form)
 
-  def scores(self, made: images.Tokenizer) -> dict[str, Any]:
-    """Returns PSNR (mean over images, dB) and the use of the codes."""
-    real = self.data.test.images[:self.config.eval.num_images]
-    ids = made.encode(real)
-    again = made.decode(ids)
-    gap = np.mean(np.square(real.astype(float) - again), axis=(1, 2, 3))
-    share = np.bincount(ids.reshape(-1), minlength=made.config.num_codes)
-    share = share[share > 0] / ids.size
-    if jax.process_index() == 0:
-      shown = np.stack([real[:_SHOWN], again[:_SHOWN]])
-      pictures.grid(
-          shown.reshape(-1, *real.shape[1:]), self.out / 'images.png',
-          columns=len(real[:_SHOWN]), rows=('image', 'decoded'))
-    return {
-        'psnr': float(np.mean(-10 * np.log10(np.maximum(gap, 1e-3) / 255**2))),
-        'use': len(share) / made.config.num_codes,
-        'perplexity': float(np.exp(-np.sum(share * np.log(share)))),
-        'images': len(real)}
+  def load(self, folder: Path) -> images.Tokenizer:
+    """Returns the tokenizer that `save` wrote."""
+    return images.load_tokenizer(folder)
 
-  def train_line(self, row: Mapping[str, Any]) -> str:
-    """Returns what is shown of a row of training."""
-    return (f'step {row["step"]}/{self.num_steps}, loss '
-            f'{row.get("loss", 0):.4f}, {row.get("psnr", 0):.2f} dB, '
-            f'{row.get("used", 0):.0%} of the codes alive, '
-            f'{row["tokens_per_s"]:.0f} images/s, '
-            f'{log.clock(row["left_s"])} left')
+  def measured(self, tokens: np.ndarray) -> dict[str, float]:
+    """Returns the use of the codes, and the perplexity of their shares."""
+    num_codes = self.objective.config.num_codes
+    share = np.bincount(tokens.reshape(-1), minlength=num_codes)
+    share = share[share > 0] / tokens.size
+    return {'use': len(share) / num_codes,
+            'perplexity': float(np.exp(-np.sum(share * np.log(share))))}
 
-  def eval_line(self, row: Mapping[str, Any]) -> str:
-    """Returns what is shown of a row of a test."""
-    return (f'step {row["step"]}, {row["minutes"]:.1f} min: '
-            f'{row["psnr"]:.2f} dB, {row["use"]:.1%} of the codes used, '
+  def told(self, made: images.Tokenizer, scores: Mapping[str, Any]) -> str:
+    """Returns what is said of a tokenizer and its scores in the end."""
+    return f'{scores["psnr"]:.2f} dB, {scores["use"]:.1%} of the codes used'
+
+  def learnt(self, row: Mapping[str, Any]) -> str:
+    """Returns how well it reconstructs, with how many codes."""
+    return (f'{row.get("psnr", 0):.2f} dB, {row.get("used", 0):.0%} of the '
+            'codes alive')
+
+  def tested(self, row: Mapping[str, Any]) -> str:
+    """Returns how well it reconstructs, and how codes are used."""
+    return (f'{row["psnr"]:.2f} dB, {row["use"]:.1%} of the codes used, '
             f'perplexity {row["perplexity"]:.0f}')
 
 
