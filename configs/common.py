@@ -76,6 +76,33 @@ def images(**values) -> config_dict.ConfigDict:
       dict(path=_STR, test=_STR), {'held_out': 0.1, **values})
 
 
+def image_run() -> config_dict.ConfigDict:
+  """Returns what runs that train models of images have in common.
+
+  `steps` decides how long they last, or `minutes`, which is not here.
+  """
+  return config_dict.ConfigDict(dict(
+      mesh=(1, 1), seed=0, data=images(),
+      steps=0,  # 0: as many as fit into the minutes
+      decay=0.999,  # of the moving average, which is kept
+      log_every=50, save_every=2000))
+
+
+def optimizer(learning_rate: float, **values) -> config_dict.ConfigDict:
+  """Returns all options of `train.loop.optimiser`: AdamW, unless changed."""
+  return config_dict.ConfigDict({
+      **dict(learning_rate=learning_rate, warmup=0.03, schedule='cosine',
+             betas=(0.9, 0.95), weight_decay=0.0, clip_norm=1.0, muon=False),
+      **values})
+
+
+def shorten(config: config_dict.ConfigDict) -> None:
+  """Makes a run of seconds of `config`, on made-up images."""
+  config.data.path = 'synthetic'
+  config.steps, config.batch_size = 12, 8
+  config.log_every, config.eval_every, config.save_every = 4, 6, 6
+
+
 def _section(types, values) -> config_dict.ConfigDict:
   section = config_dict.ConfigDict()
   for name, kind in types.items():

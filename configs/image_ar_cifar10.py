@@ -18,38 +18,28 @@ from configs import common
 
 def get_config(arg: str = '') -> config_dict.ConfigDict:
   """Returns the config; `arg` is '', 'small' or 'tiny'."""
-  config = config_dict.ConfigDict()
-  config.mesh = (1, 1)
-  config.seed = 0
-  config.data = common.images()
+  config = common.image_run()
   config.tokenizer = config_dict.placeholder(str)
   config.model = config_dict.ConfigDict(dict(
       num_layers=7, num_heads=8, embed_dim=512, dtype='bfloat16'))
   # --- Training -------------------------------------------------------
   config.flip = True
   config.class_dropout = 0.1  # for guidance
-  config.steps = 0  # 0: as many as fit into the minutes
   config.minutes = 30.0
   config.batch_size = 128
-  config.decay = 0.999  # of the moving average, which is kept
-  config.optimizer = config_dict.ConfigDict(dict(
-      learning_rate=1e-3, warmup=0.03, schedule='cosine', betas=(0.9, 0.95),
-      weight_decay=0.05, clip_norm=1.0, muon=False))
-  config.log_every = 50
-  config.eval_every = 2000
-  config.save_every = 2000
+  config.optimizer = common.optimizer(1e-3, weight_decay=0.05)
+  config.eval_every = 2000  # steps
   config.eval = config_dict.ConfigDict(dict(batches=16, guidance=2.0))
   config.save = config_dict.ConfigDict(dict(form='bfloat16'))
   if arg == 'small':
     config.model.update(dict(num_layers=7, num_heads=4, embed_dim=256))
     config.save.form = 'int8'
   elif arg == 'tiny':
-    config.data.path = 'synthetic'
+    common.shorten(config)
     config.tokenizer = 'out/vq/tokenizer'
     config.model.update(dict(
         num_layers=1, num_heads=2, embed_dim=16, dtype='float32'))
-    config.steps, config.batch_size, config.eval.batches = 12, 8, 2
-    config.log_every, config.eval_every, config.save_every = 4, 6, 6
+    config.eval.batches = 2
   elif arg:
     raise ValueError(f"config argument {arg!r}: '', 'small' or 'tiny'")
   return config

@@ -28,10 +28,7 @@ from configs import common
 
 def get_config(arg: str = '') -> config_dict.ConfigDict:
   """Returns the config; `arg` is '', 'small', 'nano', 'masked' or 'tiny'."""
-  config = config_dict.ConfigDict()
-  config.mesh = (1, 1)
-  config.seed = 0
-  config.data = common.images()
+  config = common.image_run()
   config.tokenizer = config_dict.placeholder(str)
   config.model = config_dict.ConfigDict(dict(
       kind='causal', num_layers=8, num_heads=8, width=512, buffer=16,
@@ -52,16 +49,10 @@ def get_config(arg: str = '') -> config_dict.ConfigDict:
   config.repeats = 4  # levels of noise that a token is used with
   config.flip = True
   config.class_dropout = 0.1  # for guidance
-  config.steps = 0  # 0: as many as fit into the minutes
   config.minutes = 12.0
   config.batch_size = 256
-  config.decay = 0.999  # of the moving average, which is kept
-  config.optimizer = config_dict.ConfigDict(dict(
-      learning_rate=5e-4, warmup=0.03, schedule='cosine', betas=(0.9, 0.95),
-      weight_decay=0.02, clip_norm=3.0, muon=False))
-  config.log_every = 50
-  config.eval_every = 2000
-  config.save_every = 2000
+  config.optimizer = common.optimizer(5e-4, weight_decay=0.02, clip_norm=3.0)
+  config.eval_every = 2000  # steps
   config.eval = config_dict.ConfigDict(dict(
       batches=4, guidance=1.0, num_draft=7))
   config.save = config_dict.ConfigDict(dict(form='bfloat16'))
@@ -76,15 +67,14 @@ def get_config(arg: str = '') -> config_dict.ConfigDict:
   elif arg == 'masked':
     config.model.kind = 'masked'
   elif arg == 'tiny':
-    config.data.path = 'synthetic'
+    common.shorten(config)
     config.tokenizer = 'out/vae/autoencoder'
     config.model.update(dict(
         num_layers=2, num_heads=2, width=16, buffer=2, dtype='float32'))
     config.head.update(dict(width=8, num_blocks=1))
     config.diffusion.update(dict(num_levels=8, first=6))
-    config.steps, config.batch_size, config.eval.batches = 12, 8, 2
+    config.eval.batches = 2
     config.eval.num_draft = 3
-    config.log_every, config.eval_every, config.save_every = 4, 6, 6
   elif arg:
     raise ValueError(
         f"config argument {arg!r}: '', 'small', 'nano', 'masked' or 'tiny'")

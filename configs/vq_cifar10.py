@@ -18,35 +18,24 @@ from configs import common
 
 def get_config(arg: str = '') -> config_dict.ConfigDict:
   """Returns the config; `arg` is '' or 'tiny'."""
-  config = config_dict.ConfigDict()
-  config.mesh = (1, 1)
-  config.seed = 0
-  config.data = common.images()
+  config = common.image_run()
   config.model = config_dict.ConfigDict(dict(
       num_codes=4096, code_dim=8, channels=32, multipliers=(2, 2),
       num_res_blocks=3, latent_dim=128, attention=True, dtype='bfloat16'))
   config.loss = config_dict.ConfigDict(dict(
       l1=1.0, l2=1.0, commitment=0.25, dead_after=200))
   # --- Training -------------------------------------------------------
-  config.steps = 0  # 0: as many as fit into the minutes
   config.minutes = 15.0
   config.batch_size = 256
-  config.decay = 0.999  # of the moving average, which is kept
-  config.optimizer = config_dict.ConfigDict(dict(
-      learning_rate=5e-4, warmup=0.03, schedule='cosine', betas=(0.9, 0.95),
-      weight_decay=0.0, clip_norm=1.0, muon=False))
-  config.log_every = 50
-  config.eval_every = 1000
-  config.save_every = 2000
+  config.optimizer = common.optimizer(5e-4)
+  config.eval_every = 1000  # steps
   config.eval = config_dict.ConfigDict(dict(num_images=10_000))
   config.save = config_dict.ConfigDict(dict(form='int8'))
   if arg == 'tiny':
-    config.data.path = 'synthetic'
+    common.shorten(config)
     config.model.update(dict(
         num_codes=16, code_dim=4, channels=8, num_res_blocks=1, latent_dim=8,
         attention=False, dtype='float32'))
-    config.steps, config.batch_size = 12, 8
-    config.log_every, config.eval_every, config.save_every = 4, 6, 6
     config.eval.num_images = 16
   elif arg:
     raise ValueError(f"config argument {arg!r}: '' or 'tiny'")
