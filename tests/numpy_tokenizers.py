@@ -1,6 +1,19 @@
 """Published image tokenizers, written in numpy from their tensors' names."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+
+def weights(shapes, spread, seed=0):
+  """Returns parameters of which each matters, of `abstract`'s shapes.
+
+  Matrices deviate by `spread` from 0, vectors by 0.1 from 1.
+  """
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(lambda x: jnp.asarray(
+      rng.normal(size=x.shape) * (spread if len(x.shape) > 1 else 0.1)
+      + (1.0 if len(x.shape) == 1 else 0.0), jnp.float32), shapes)
 
 
 def silu(x):
@@ -8,7 +21,9 @@ def silu(x):
 
 
 class Official:
-  """LlamaGen's tokenizer, written from its tensors' names, [C,H,W] each."""
+  """LlamaGen's tokenizer; arrays of its layers are [C,H,W] each."""
+
+  block = 'res'  # what blocks of a level are called
 
   def __init__(self, config, tensors):
     self.c, self.w = config, tensors
@@ -47,7 +62,7 @@ class Official:
 
   def level(self, x, name, blocks):
     for i in range(blocks):
-      x = self.res(x, f'{name}.res.{i}')
+      x = self.res(x, f'{name}.{self.block}.{i}')
       if f'{name}.attn.{i}.q.weight' in self.w:
         x = self.attend(x, f'{name}.attn.{i}')
     if f'{name}.downsample.conv.weight' in self.w:
@@ -80,5 +95,33 @@ class Official:
     x = self.middle(x, 'decoder')
     for i in range(len(self.c.multipliers)):
       x = self.level(x, f'decoder.conv_blocks.{i}', self.c.num_res_blocks + 1)
+    x = silu(self.norm(x, 'decoder.norm_out'))
+    return np.moveaxis(self.conv(x, 'decoder.conv_out'), 0, -1)
+
+
+class Continuous(Official):
+  """KL-16, the tokenizer of MAR."""
+
+  block = 'block'
+
+  def middle(self, x, name):
+    x = self.res(x, f'{name}.mid.block_1')
+    return self.res(self.attend(x, f'{name}.mid.attn_1'),
+                    f'{name}.mid.block_2')
+
+  def encode(self, image):
+    x = self.conv(image, 'encoder.conv_in')
+    for i in range(len(self.c.multipliers)):
+      x = self.level(x, f'encoder.down.{i}', self.c.num_res_blocks)
+    x = silu(self.norm(self.middle(x, 'encoder'), 'encoder.norm_out'))
+    x = self.conv(self.conv(x, 'encoder.conv_out'), 'quant_conv')
+    return np.split(np.moveaxis(x, 0, -1), 2, axis=-1)
+
+  def decode(self, latents):
+    x = np.moveaxis(latents, -1, 0)
+    x = self.conv(self.conv(x, 'post_quant_conv'), 'decoder.conv_in')
+    x = self.middle(x, 'decoder')
+    for i in reversed(range(len(self.c.multipliers))):
+      x = self.level(x, f'decoder.up.{i}', self.c.num_res_blocks + 1)
     x = silu(self.norm(x, 'decoder.norm_out'))
     return np.moveaxis(self.conv(x, 'decoder.conv_out'), 0, -1)

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy_tokenizers import Official, silu
+import numpy_tokenizers
 import pytest
 
 from specjax.io.errors import FormatError
@@ -16,51 +16,9 @@ SMALL = VAEConfig(channels=8, multipliers=(1, 2, 2), num_res_blocks=1,
                   latent_channels=3)
 
 
-def weights(config, seed=0):
+def weights(config):
   """Returns parameters of which each matters."""
-  rng = np.random.default_rng(seed)
-  return jax.tree.map(lambda x: jnp.asarray(
-      rng.normal(size=x.shape) * (0.2 if len(x.shape) > 1 else 0.1)
-      + (1.0 if len(x.shape) == 1 else 0.0), jnp.float32),
-                      vae.abstract(config))
-
-
-class Published(Official):
-  """KL-16, written from its tensors' names, [C,H,W] each."""
-
-  def level(self, x, name, blocks):
-    for i in range(blocks):
-      x = self.res(x, f'{name}.block.{i}')
-      if f'{name}.attn.{i}.q.weight' in self.w:
-        x = self.attend(x, f'{name}.attn.{i}')
-    if f'{name}.downsample.conv.weight' in self.w:
-      x = self.conv(x, f'{name}.downsample.conv', 2,
-                    ((0, 0), (0, 1), (0, 1)))
-    if f'{name}.upsample.conv.weight' in self.w:
-      x = self.conv(x.repeat(2, 1).repeat(2, 2), f'{name}.upsample.conv')
-    return x
-
-  def middle(self, x, name):
-    x = self.res(x, f'{name}.mid.block_1')
-    return self.res(self.attend(x, f'{name}.mid.attn_1'),
-                    f'{name}.mid.block_2')
-
-  def encode(self, image):
-    x = self.conv(image, 'encoder.conv_in')
-    for i in range(len(self.c.multipliers)):
-      x = self.level(x, f'encoder.down.{i}', self.c.num_res_blocks)
-    x = silu(self.norm(self.middle(x, 'encoder'), 'encoder.norm_out'))
-    x = self.conv(self.conv(x, 'encoder.conv_out'), 'quant_conv')
-    return np.split(np.moveaxis(x, 0, -1), 2, axis=-1)
-
-  def decode(self, latents):
-    x = np.moveaxis(latents, -1, 0)
-    x = self.conv(self.conv(x, 'post_quant_conv'), 'decoder.conv_in')
-    x = self.middle(x, 'decoder')
-    for i in reversed(range(len(self.c.multipliers))):
-      x = self.level(x, f'decoder.up.{i}', self.c.num_res_blocks + 1)
-    x = silu(self.norm(x, 'decoder.norm_out'))
-    return np.moveaxis(self.conv(x, 'decoder.conv_out'), 0, -1)
+  return numpy_tokenizers.weights(vae.abstract(config), 0.2)
 
 
 def test_published_architecture():
@@ -72,7 +30,7 @@ def test_published_architecture():
   tokens = model.apply({'params': params}, jnp.asarray(image, jnp.float32),
                        method='tokens')
   back = model.apply({'params': params}, tokens, method='decode')
-  peer = Published(SMALL, vae.to_published(SMALL, params))
+  peer = numpy_tokenizers.Continuous(SMALL, vae.to_published(SMALL, params))
   assert tokens.shape == (2, 2, 3, 3)
   np.testing.assert_allclose(tokens, 0.2325 * law.mean, rtol=1e-6)
   for one, mean, log_variance, decoded in zip(

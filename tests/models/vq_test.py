@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy_tokenizers import Official
+import numpy_tokenizers
 import pytest
 
 from specjax.io.errors import FormatError
@@ -16,13 +16,9 @@ SMALL = VQConfig(num_codes=29, code_dim=4, channels=8, multipliers=(1, 2),
                  num_res_blocks=1, latent_dim=6)
 
 
-def weights(config, seed=0):
+def weights(config):
   """Returns parameters of which each matters."""
-  rng = np.random.default_rng(seed)
-  return jax.tree.map(lambda x: jnp.asarray(
-      rng.normal(size=x.shape) * (0.3 if len(x.shape) > 1 else 0.1)
-      + (1.0 if len(x.shape) == 1 else 0.0), jnp.float32),
-                      vq.abstract(config))
+  return numpy_tokenizers.weights(vq.abstract(config), 0.3)
 
 
 def test_published_architecture():
@@ -32,7 +28,7 @@ def test_published_architecture():
   image = np.random.default_rng(1).uniform(-1, 1, (2, 12, 8, 3))
   out = jax.jit(VQ(config).apply)(
       {'params': params}, jnp.asarray(image, jnp.float32))
-  peer = Official(config, vq_weights.to_llamagen(params))
+  peer = numpy_tokenizers.Official(config, vq_weights.to_llamagen(params))
   assert out.ids.shape == (2, 3, 2) and len(np.unique(out.ids)) > 2
   for one, ids, encoded, decoded in zip(
       image, out.ids, out.encoded, out.image, strict=True):
