@@ -21,10 +21,9 @@ from specjax.host.requests import (
   Result,
   Stages,
   build_context,
-  by_round,
   check,
 )
-from specjax.host.text import RowText
+from specjax.host.text import RowText, finish
 from specjax.parallel import rules
 
 # Rounds without the host, when nobody waits for a text or a slot.
@@ -291,25 +290,9 @@ class _Run:
 
   def _finish(self, row: int, text: RowText, seen, now: float) -> None:
     """Turns a finished row into a result and vacates its slot."""
-    start = len(text.request.tokens)
-    end = start + len(text.tokens)
-    steps = np.bincount(seen['token_round'][row, start:end])
-    kept = np.asarray(seen['token_kept'][row, start:end])
-    drafted, accepted = _counts(seen, row, steps, kept, text.stopped)
-    log_probs = None
-    if text.request.sampling.log_probs:
-      log_probs = {k: v[row, start:end] for k, v in seen['log_probs'].items()}
-    tail = text.close()
+    result, tail = finish(text, row, seen, now)
     if tail and self.on_text:
       self.on_text(text.request, tail)
-    result = Result(
-        request=text.request, tokens=tuple(text.tokens), text=text.text,
-        finish_reason=text.reason,
-        step_lengths=tuple(steps.tolist()), kept=kept, drafted=drafted,
-        accepted=accepted, ranks=np.asarray(seen['metrics'].ranks[row]),
-        excess=float(seen['metrics'].excess[row]),
-        gave_up=int(seen['metrics'].gave_up[row]), ttft_s=text.ttft_s,
-        wall_s=now - text.begun, log_probs=log_probs)
     self.rows[row] = None
     self.results.append(result)
     if self.on_result:
@@ -333,20 +316,3 @@ class _Run:
         num_done=len(self.results), num_requests=self.num_requests,
         new_tokens=made, row_rounds=self.decoder.row_rounds,
         elapsed_s=now - self.begun))
-
-
-def _counts(
-    seen: dict[str, Any], row: int, steps: np.ndarray, kept: np.ndarray,
-    stopped: bool,
-) -> tuple[np.ndarray, np.ndarray]:
-  """Returns `(drafted, accepted)` of a row.
-
-  After a stop string the row ran on until the host looked: rounds that the
-  text does not contain are left out.
-  """
-  drafted = seen['metrics'].drafted[row]
-  accepted = seen['metrics'].accepted[row]
-  if not stopped:
-    return drafted, accepted
-  accepted = by_round(steps.tolist(), kept, len(accepted)).sum(axis=0)
-  return np.minimum(drafted, len(steps)), accepted

@@ -7,10 +7,9 @@ import dataclasses
 import numbers
 from typing import Any
 
-from specjax.core import control, topologies
+from specjax.core import topologies
 from specjax.core import tree as tree_lib
 from specjax.drafters import (
-  Adaptive,
   ChainLM,
   GrownLM,
   InputGuided,
@@ -23,7 +22,7 @@ from specjax.drafters import (
 from specjax.drafters.chain_density import ChainDensity
 from specjax.drafters.copying import Copying
 from specjax.host import drafter as trained
-from specjax.host import mar, shapes, vocab_trim
+from specjax.host import mar, schedules, shapes, vocab_trim
 from specjax.host.load import Model
 from specjax.io import drafter_file
 
@@ -89,7 +88,6 @@ _TYPE_NAMES = {str: 'a string', int: 'an integer', bool: 'true or false',
                (str, int, Sequence): 'a path, a number or a list of ids'}
 # vLLM's words for how a drafter chooses its tokens.
 _SAMPLE_METHODS = {'greedy': 'top_k', 'probabilistic': 'iid'}
-_SCHEDULES = ('constant', 'heuristic', 'confidence', 'tracking', 'shared')
 
 
 def build(
@@ -150,7 +148,7 @@ def build(
       raise ValueError(f'speculative_config: {key}={value!r}: must be '
                        f'{_TYPE_NAMES[kind]}')
   drafter, params = _plain(method, config, target, load)
-  return _scheduled(drafter, config), params
+  return schedules.scheduled(drafter, config), params
 
 
 def _plain(method: str, config: dict[str, Any], target: Model, load):
@@ -276,52 +274,6 @@ def _small(lm: Any, kwargs: dict[str, Any]) -> Any:
                      f'{topology.num_nodes} nodes')
   return TreeLM(tree=topology, model=lm, **(
       {} if method is None else {'draft_sample_method': method}))
-
-
-def _scheduled(drafter: Any, config: dict[str, Any]) -> Any:
-  """Wraps a drafter in the controller that the configuration names."""
-  schedule = config.get('draft_len_schedule', 'constant')
-  if schedule not in _SCHEDULES:
-    raise ValueError(f'draft_len_schedule={schedule!r}: known are '
-                     f"{', '.join(_SCHEDULES)}")
-  if 'round_costs' in config and schedule != 'shared':
-    raise ValueError("'round_costs' goes with draft_len_schedule='shared'")
-  if schedule == 'constant' or drafter.topology.num_nodes == 0:
-    return drafter
-  if schedule == 'confidence' and not isinstance(drafter, ChainLM):
-    raise ValueError(
-        "draft_len_schedule='confidence' needs a drafter that reports its "
-        "probabilities ('draft_model'); use 'heuristic' or 'tracking'")
-  exact = config.get('exact_shape', True)
-  if not exact and isinstance(drafter, ChainLM):
-    drafter = drafter.resyncing()
-  num = drafter.topology.num_nodes
-  widths = tuple(config.get('widths') or {0, 1, num // 2} - {num})
-  if not all(isinstance(w, int) for w in widths):
-    raise ValueError(f'widths={list(widths)}: must be integers')
-  return Adaptive(drafter, _controller(schedule, config, {*widths, num}),
-                  exact_shape=exact, widths=widths)
-
-
-def _controller(schedule: str, config: dict[str, Any], widths: set[int]):
-  """Returns the controller of a schedule that is not 'constant'."""
-  cost = config.get('draft_cost', 0.0)
-  if cost < 0:
-    raise ValueError(f'draft_cost={cost}: must be >= 0')
-  costs = config.get('round_costs', ())
-  drafting = sorted(widths - {0})
-  if costs and (len(costs) != len(drafting) or not all(
-      isinstance(c, (int, float)) and c > 0 for c in costs)):
-    raise ValueError(f'round_costs={list(costs)}: must be numbers > 0, one '
-                     f'for each of the widths {drafting}')
-  if not costs:  # a straight line, at the widths that are compiled
-    costs = [control.Shared.verify_cost + cost * w for w in drafting]
-  controllers: dict[str, Any] = {
-      'heuristic': control.Heuristic(), 'confidence': control.Confidence(),
-      'tracking': control.Tracking(draft_cost=cost),
-      'shared': control.Shared(
-          draft_cost=cost, costs=tuple(zip(drafting, costs, strict=False)))}
-  return controllers[schedule]
 
 
 def draft_lm(target: Model, drafter: Model) -> Any:

@@ -1,13 +1,13 @@
-"""A row's text while it grows: detokenisation, stop strings, timing."""
+"""A row's text while it grows (stop strings, timing), and its result."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from specjax.host.requests import Request
+from specjax.host.requests import Request, Result, by_round
 from specjax.io.stream import StopStrings, StreamDecoder
 
 
@@ -87,3 +87,50 @@ class RowText:
       return 'stop'
     ends = self.tokens and self.tokens[-1] in self._eos
     return 'eos' if ends else 'length'
+
+
+def finish(
+    text: RowText, row: int, seen: Mapping[str, Any], now: float
+) -> tuple[Result, str]:
+  """Returns what came of a finished row, and the text that it still held.
+
+  Args:
+    text: of the row; it is closed. row: of the batch.
+    seen: the state of the batch on the host, by name: 'token_round' and
+      'token_kept' [B,S], 'metrics', and 'log_probs' where they were asked for.
+    now: host time.
+  """
+  start = len(text.request.tokens)
+  end = start + len(text.tokens)
+  steps = np.bincount(seen['token_round'][row, start:end])
+  kept = np.asarray(seen['token_kept'][row, start:end])
+  drafted, accepted = _counts(seen, row, steps, kept, text.stopped)
+  log_probs = None
+  if text.request.sampling.log_probs:
+    log_probs = {k: v[row, start:end] for k, v in seen['log_probs'].items()}
+  tail = text.close()
+  return Result(
+      request=text.request, tokens=tuple(text.tokens), text=text.text,
+      finish_reason=text.reason,
+      step_lengths=tuple(steps.tolist()), kept=kept, drafted=drafted,
+      accepted=accepted, ranks=np.asarray(seen['metrics'].ranks[row]),
+      excess=float(seen['metrics'].excess[row]),
+      gave_up=int(seen['metrics'].gave_up[row]), ttft_s=text.ttft_s,
+      wall_s=now - text.begun, log_probs=log_probs), tail
+
+
+def _counts(
+    seen: Mapping[str, Any], row: int, steps: np.ndarray, kept: np.ndarray,
+    stopped: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns `(drafted, accepted)` of a row.
+
+  After a stop string the row ran on until the host looked: rounds that the
+  text does not contain are left out.
+  """
+  drafted = seen['metrics'].drafted[row]
+  accepted = seen['metrics'].accepted[row]
+  if not stopped:
+    return drafted, accepted
+  accepted = by_round(steps.tolist(), kept, len(accepted)).sum(axis=0)
+  return np.minimum(drafted, len(steps)), accepted
