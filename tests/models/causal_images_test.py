@@ -1,18 +1,34 @@
-"""A causal decoder of images in the loop: passes, caches, guidance, laws."""
+"""A causal decoder of images: its passes, guidance, laws, what it refuses."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import zlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toy_images import (
+  CHANNELS,
+  CLASSES,
+  HEAD,
+  NUM,
+  PARAMS,
+  ROWS,
+  WIDTH,
+  begin,
+  context,
+  drafted,
+  jit,
+  model,
+  score,
+  step,
+  weights,
+  whole,
+)
 
 from specjax import verify
-from specjax.certificates import walks
 from specjax.core import loop, tree
 from specjax.core.round import Engine
 from specjax.core.types import Models
@@ -20,133 +36,13 @@ from specjax.drafters import Null
 from specjax.drafters.chain_density import ChainDensity
 from specjax.drafters.source import Level, Source
 from specjax.models.attention import Block
-from specjax.models.causal_images import CausalImages
-from specjax.models.diffusion import Diffusion
-from specjax.models.diffusion_head import DenoisingMLP, GuidedHead
-from specjax.models.transformer import Transformer, TransformerConfig
-
-NUM, CHANNELS, CLASSES, WIDTH, ROWS = 6, 2, 3, 16, 8
-_HEAD = DenoisingMLP(CHANNELS, WIDTH, 12, 1)
-# Compiling takes longer than running.
-_jit = functools.partial(jax.jit, static_argnums=0, compiler_options={
-    'xla_backend_optimization_level': 0})
+from specjax.models.transformer import Transformer
 
 
-def model(guided=False, layers=2, chunk=4, variance='lower', window=None,
-          dtype='float32'):
-  """Returns a tiny model, from a level where untrained heads behave."""
-  config = TransformerConfig(
-      vocab_size=1, num_conditions=CLASSES + 1, num_layers=layers,
-      embed_dim=WIDTH, mlp_dim=24, num_heads=2, num_kv_heads=1, head_dim=8,
-      window=window, dtype=dtype,
-      local_layers=(True, False)[:layers] if window else ())
-  return CausalImages(config, NUM, CHANNELS, CLASSES, Diffusion(
-      GuidedHead(_HEAD) if guided else _HEAD, CHANNELS, num_levels=4,
-      num_base=4, first=2, variance=variance), chunk)
-
-
-@functools.cache
-def weights(layers=2, seed=0):
-  """Returns parameters that matter; smaller models share those they have."""
-  def draw(path, x):
-    name = f'{seed} {jax.tree_util.keystr(path)}'
-    values = np.random.default_rng(zlib.crc32(name.encode())).normal(
-        0, 0.25 if x.ndim > 1 else 0.1, x.shape)
-    return jnp.asarray(values + ('scale' in name or 'ln.weight' in name),
-                       jnp.float32)
-  return jax.tree_util.tree_map_with_path(
-      draw, jax.eval_shape(model(layers=layers).random, jax.random.key(0)))
-
-
-# A drafter that lacks a layer of the target's, and is off in the other.
-NEAR = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, weights(1), weights(1, 1))
-PARAMS = Models(target=weights(), drafter=NEAR)
-
-
-def context(guidance=None, begun=True):
-  """Returns images of all classes and several orders; some are begun."""
-  rng = np.random.default_rng(0)
-  have = np.arange(ROWS) % 3 * begun
-  condition = {
-      'order': jnp.asarray(np.stack(
-          [rng.permutation(NUM) for _ in range(ROWS)]), jnp.int32),
-      'label': jnp.asarray(np.arange(ROWS) % (CLASSES + 1), jnp.int32)}
-  if guidance is not None:
-    condition['guidance'] = jnp.broadcast_to(jnp.asarray(
-        guidance, jnp.float32).reshape(ROWS, -1), (ROWS, NUM))
-  return walks.context(
-      rng.normal(size=(ROWS, 3, CHANNELS)), 1 + have, NUM - have,
-      np.linspace(0.8, 1.0, ROWS), jax.random.split(jax.random.key(0), ROWS),
-      room=NUM + 1, condition=condition)
-
-
-class Spy:
-  """Leaves behind what was proposed and scored, within one trace."""
-
-  def __init__(self, inner):
-    self.inner = inner
-
-  def __getattr__(self, name):
-    return getattr(self.inner, name)
-
-  def propose(self, *args):
-    self.caught, state = self.inner.propose(*args)
-    return self.caught, state
-
-  def score(self, *args):
-    self.caught, state = self.inner.score(*args)
-    return self.caught, state
-
-
-@_jit
-def begin(engine, params, start):
-  return loop.start(engine, params, loop.empty(engine, start),
-                    ~start.done, chunk=2)
-
-
-@_jit
-def step(engine, params, state):
-  """Returns a round's draft, its scores, and the state after it."""
-  spies = Spy(engine.drafter), Spy(engine.target)
-  state = loop.step(
-      engine._replace(drafter=spies[0], target=spies[1]), params, state)
-  return spies[0].caught, spies[1].caught, state
-
-
-@_jit
-def run(engine, params, start):
-  return loop.run(engine, params, loop.start(
-      engine, params, loop.empty(engine, start), ~start.done, chunk=4),
-                  jnp.int32(100))
-
-
-@_jit
-def whole(lm, params, image, c, label):
-  """Returns what is said, f32[ROWS,NUM,WIDTH], in one pass."""
-  return lm.whole(params['mar'], image, c.condition['order'], label)
-
-
-@_jit
-def score(lm, params, state, draft):
-  return lm.score(params, state, draft, ())
-
-
-@_jit
+@jit
 def moments(lm, params, context, told, x):
   """Returns mean and log std after the second step of the chain."""
   return lm.law(params, context, told).moments(x, jnp.int32(1))
-
-
-def drafted(context, draft):
-  """Returns texts with their drafts behind, and all places of images."""
-  text = np.asarray(context.tokens).copy()
-  image = np.full((ROWS, NUM, CHANNELS), 5.0, np.float32)
-  for b, places in enumerate(np.asarray(context.condition['order'])):
-    end = int(context.length[b]) + draft.tokens.shape[1]
-    text[b, int(context.length[b]):end] = draft.tokens[b]
-    made = text[b, 1:end][:NUM]
-    image[b, places[:len(made)]] = made
-  return text, image
 
 
 def test_inputs_are_class_tokens_and_two_places():
@@ -193,98 +89,6 @@ def test_later_tokens_are_not_seen():
     np.testing.assert_allclose(apart[:, :k + 1], 0, atol=1e-6)
     # The token of `order[k]` is read in slot k + 1, and seen from there on.
     assert k == NUM - 1 or apart[:, k + 1:].min() > 1e-3
-
-
-@pytest.mark.parametrize('kind', ['plain', 'guided', 'window'])
-def test_caches_say_what_a_whole_pass_says(kind):
-  """In every round, at ragged places, of target and drafter."""
-  guided, window = kind == 'guided', 3 if kind == 'window' else None
-  lm, small = (model(guided, n, window=window) for n in (2, 1))
-  engine = Engine(lm, ChainDensity(3, small), verify.PathExact())
-  c = context(np.linspace(0, 1.5, ROWS) if guided else None)
-  label = c.condition['label']
-  views = {'with': label, 'without': jnp.full_like(label, CLASSES)}
-  state, seen, moved = begin(engine, PARAMS, c), 0, []
-  while not np.asarray(state.context.done).all():
-    draft, scores, new = step(engine, PARAMS, state)
-    assert np.asarray(scores.finite).all()
-    root = np.asarray(state.context.root)
-    _, image = drafted(state.context, draft)
-    for one, params, law in ((lm, PARAMS.target, scores.target_law),
-                             (small, PARAMS.drafter, draft.draft_law)):
-      told = law.condition if guided else {'with': law.condition}
-      for name in told.keys() - {'scale'}:
-        want = whole(one, params, image, c, views[name])
-        for b in np.flatnonzero(~np.asarray(state.context.done)):
-          rows = min(told[name].shape[1], NUM - root[b])
-          np.testing.assert_allclose(
-              told[name][b, :rows], want[b, root[b]:root[b] + rows],
-              atol=1e-5)
-          seen += rows
-      if guided:
-        scale = np.asarray(c.condition['guidance'])
-        at = root[:, None] + np.arange(told['scale'].shape[1])
-        np.testing.assert_array_equal(
-            told['scale'], np.take_along_axis(
-                scale, np.minimum(at, NUM - 1), axis=1))
-    moved.append(np.asarray(new.context.length - state.context.length))
-    state = new
-  # Among the rounds: nothing kept, something, everything; rows are apart.
-  assert {1, 2, 4} <= set(np.concatenate(moved)) and seen > 100
-  assert len(set(np.sum(moved[:2], axis=0))) > 2
-
-
-def test_a_model_accepts_its_own_drafts_and_scale_one_is_no_guidance():
-  params = Models(target=weights(1), drafter=weights(1))
-  texts = []
-  for scale in (None, 1.0, 2.0):
-    lm = model(scale is not None, 1)
-    state = run(Engine(lm, ChainDensity(2, lm), verify.PathExact()), params,
-                context(scale and np.full(ROWS, scale), begun=False))
-    # Two rounds of two drafts and one more: every image is done.
-    np.testing.assert_array_equal(state.context.rounds, 2)
-    np.testing.assert_array_equal(
-        state.metrics.accepted, state.metrics.drafted)
-    texts.append(np.asarray(state.context.tokens)[:, :NUM + 1])
-  np.testing.assert_allclose(texts[0], texts[1], atol=1e-4)
-  apart = np.abs(texts[0] - texts[2]).max(axis=(1, 2))
-  # Images of any class have nothing to guide.
-  np.testing.assert_array_equal(apart > 1e-3, np.arange(ROWS) % 4 != 3)
-
-
-def test_padded_blocks_and_rows_alone_and_counts():
-  """Texts without drafts do not depend on the block, nor any on neighbours.
-
-  (Texts with drafts differ from them under the same keys: ratios are drawn.)
-  """
-  lm, c = model(layers=1), context()
-  params = Models(target=weights(1), drafter=NEAR)
-  engine = Engine(lm, ChainDensity(3, lm), verify.PathExact())
-  plain, wide, state = (
-      run(engine._replace(drafter=drafter), params, c)
-      for drafter in (Null(0), Null(3), engine.drafter))
-  np.testing.assert_allclose(
-      plain.context.tokens, wide.context.tokens, atol=1e-4)
-  slot = np.arange(c.tokens.shape[1])
-  given = slot < np.asarray(c.length)[:, None]
-  made = ~given & (slot <= NUM)
-  for one in (plain, state):
-    tokens = np.asarray(one.context.tokens)
-    assert np.isfinite(tokens).all() and (tokens[made] != 0).all()
-    np.testing.assert_array_equal(tokens[given], c.tokens[given])
-    np.testing.assert_array_equal(one.context.length, NUM + 1)
-  m, rounds = state.metrics, np.asarray(state.context.rounds)
-  kept = np.asarray(m.accepted).sum(axis=1)
-  np.testing.assert_array_equal(np.asarray(m.histogram).sum(axis=1), rounds)
-  np.testing.assert_array_equal(np.asarray(m.histogram) @ np.arange(4), kept)
-  # The limit may cut off the token behind the last drafts.
-  assert set(rounds + kept - made.sum(axis=1)) <= {0, 1}
-  assert 0 < kept.sum() < np.asarray(m.drafted).sum()
-  assert (np.asarray(m.bad_round) < 0).all() and not np.any(m.gave_up)
-  for b in (1, 5):
-    alone = run(engine, params, jax.tree.map(lambda x, b=b: x[b:b + 1], c))
-    np.testing.assert_allclose(alone.context.tokens[0], tokens[b], atol=1e-4)
-    assert alone.context.rounds[0] == rounds[b]
 
 
 @pytest.mark.parametrize('guided', [False, True])
@@ -353,7 +157,7 @@ def test_the_second_token_has_the_targets_law_given_the_first():
     said = whole(lm, PARAMS.target, first, c, c.condition['label'])[:, 1]
     level = 1  # of three steps, the second
     time = lm.process.time(jnp.full((ROWS,), level))
-    noise, _ = _HEAD(PARAMS.target['head'], x, time, said)
+    noise, _ = HEAD(PARAMS.target['head'], x, time, said)
     t = {name: values[level] for name, values in lm.process.tables.items()}
     token = t['scale'] * (x - t['spread'] * noise)
     means.append(t['of_token'] * token + t['of_state'] * x)
