@@ -61,8 +61,8 @@ def test_what_the_command_leaves(trained):
   scores = run.scores(found)
   assert f'{scores["psnr"]:.2f} dB, tokens of deviation' in said
   assert f'deviation {scores["std"]:.3f} with scale' in said
-  assert f'scale {found.config.scale:.4g} as saved (bfloat16)' in said
-  # bfloat16 and a scale change little.
+  assert f'scale {found.config.scale:.4g} as saved (int8)' in said
+  # Eight bits and a scale change little.
   assert abs(scores['psnr'] - tests[-1]['psnr']) < 0.05
 
 
