@@ -19,7 +19,7 @@ from specjax.models.vq import VQ, ConvConfig, VQConfig
 
 Array = jax.Array
 
-_VQ, _LM = 'specjax-vq', 'specjax-image-lm'
+_VQ, LM = 'specjax-vq', 'specjax-image-lm'
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -147,13 +147,8 @@ def save_lm(
     facts: Mapping[str, Any], form: str = 'bfloat16',
 ) -> Path:
   """Writes an image decoder; see `io.forms` for `form`."""
-  return model_folder.save(folder, _LM, params, {
+  return model_folder.save(folder, LM, params, {
       'model': dataclasses.asdict(config), **facts}, form)
-
-
-def is_folder(source: Any) -> bool:
-  """Whether a source is a folder that `save_lm` wrote."""
-  return model_folder.is_folder(source, _LM)
 
 
 def load_lm(
@@ -172,7 +167,7 @@ def load_lm(
   """
   if Path(folder).is_file():
     return _published_lm(folder, dtype or default_dtype(), chunk)
-  facts, arrays = model_folder.load(folder, _LM)
+  facts, arrays = model_folder.load(folder, LM)
   values = facts['model']
   config = TransformerConfig(**{
       **values, 'local_layers': tuple(values['local_layers']),

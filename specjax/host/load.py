@@ -8,7 +8,8 @@ from typing import Any
 
 import jax
 
-from specjax.io import checkpoint, gguf, hub, safetensors
+from specjax.io import checkpoint, gguf, hub, model_folder, safetensors
+from specjax.io.errors import FormatError
 from specjax.io.tokenizer import Tokenizer
 from specjax.models import config as config_lib
 from specjax.models import rope, transformer, weights
@@ -133,13 +134,17 @@ def save(model: Model, folder: str | Path) -> Path:
 
 
 def _of_images(path: Path, dtype: str | None, chunk: int) -> Model | None:
-  """Loads an image decoder; None if the path is none."""
+  """Loads an image decoder; None if the path is nothing of ours."""
   from specjax.host import images, mar  # they need `Model`
 
-  if mar.is_folder(path) or path.suffix == '.pth':
+  kind = model_folder.kind_of(path)
+  if kind == mar.FORMAT or path.suffix == '.pth':
     return mar.load(path, dtype=dtype)[0]
-  if images.is_folder(path) or path.suffix == '.pt':
+  if kind == images.LM or path.suffix == '.pt':
     return images.load_lm(path, dtype=dtype, chunk=chunk)[0]
+  if kind is not None:
+    raise FormatError(f'{path}: "format": "{kind}" is no decoder; those are '
+                      f'{images.LM} and {mar.FORMAT}')
   return None
 
 

@@ -33,7 +33,7 @@ _HEADS = {768: 12, 1024: 16, 1280: 16}
 
 def is_folder(source: Any) -> bool:
   """Whether a source is a folder that `save` wrote."""
-  return model_folder.is_folder(source, FORMAT)
+  return model_folder.kind_of(source) == FORMAT
 
 
 def save(

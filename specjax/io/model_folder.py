@@ -35,7 +35,7 @@ def save(
   """
   folder = Path(folder).expanduser()
   packed = forms.pack(flat(params), form)
-  with output.folder(folder, replaces=lambda p: is_folder(p, kind)) as new:
+  with output.folder(folder, replaces=lambda p: kind_of(p) == kind) as new:
     safetensors.write(new / _ARRAYS, packed, {'format': kind})
     output.write_json(
         new / _CONFIG, {'format': kind, 'form': form, **values})
@@ -90,11 +90,12 @@ def fitted(
       paths[k]: jnp.asarray(v, wanted[k].dtype) for k, v in arrays.items()})
 
 
-def is_folder(folder: Any, kind: str) -> bool:
-  """Whether this is a folder that `save` wrote, of this kind."""
+def kind_of(folder: Any) -> str | None:
+  """Returns the kind of a folder that `save` wrote; None of any other."""
   config = Path(str(folder)).expanduser() / _CONFIG
   try:
-    return config.is_file() and (
-        safetensors.read_json(config).get('format') == kind)
+    kind = safetensors.read_json(config).get(
+        'format') if config.is_file() else None
   except FormatError:
-    return False
+    return None
+  return kind if str(kind).startswith('specjax-') else None
