@@ -1,10 +1,13 @@
-# Sourced by the scripts beside it. One accelerator, half an hour each; every
-# program goes on where it stopped, so a script can be started again.
+# Sourced by the scripts beside it. One accelerator each (an H100 or H200), half
+# an hour; every program goes on where it stopped, so a script can be started
+# again.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 OUT=${1:?folder for everything that is trained and measured}
 mkdir -p "$OUT/log"
 export PYTHONUNBUFFERED=1
+# Some stages share a device: memory as it is needed.
+export XLA_PYTHON_CLIENT_PREALLOCATE=false
 
 # stage NAME SECONDS COMMAND...: runs once, with a log and a limit. A stage
 # that hangs tells where: SIGABRT makes Python print its stacks.
