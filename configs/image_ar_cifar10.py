@@ -36,6 +36,7 @@ def get_config(arg: str = '') -> config_dict.ConfigDict:
     config.save.form = 'int8'
   elif arg == 'tiny':
     common.shorten(config)
+    config.save.form = 'int8'
     config.tokenizer = 'out/vq/tokenizer'
     config.model.update(dict(
         num_layers=1, num_heads=2, embed_dim=16, dtype='float32'))

@@ -68,6 +68,7 @@ def get_config(arg: str = '') -> config_dict.ConfigDict:
     config.model.kind = 'masked'
   elif arg == 'tiny':
     common.shorten(config)
+    config.save.form = 'int8'
     config.tokenizer = 'out/vae/autoencoder'
     config.model.update(dict(
         num_layers=2, num_heads=2, width=16, buffer=2, dtype='float32'))

@@ -21,9 +21,11 @@ _SCALE = '.int8_scale'
 # Axes of a matrix that are summed over, by the last part of its name; the
 # others are its output channels. Tables that are looked up scale by row.
 _SUMMED: dict[str, tuple[int, ...]] = {
-    'out': (0, 1, 2), 'markov_in': (1,), 'head': (-1,), 'linear': (-2,),
-    'residual': (-2,), 'more_linear': (-2,), 'kernel': (0, 1, 2),
-    'embedding': (-1,)}
+    'markov_in': (1,), 'head': (-1,), 'linear': (-2,), 'residual': (-2,),
+    'more_linear': (-2,), 'embedding': (-1,), 'place_in': (-1,),
+    'place_out': (-1,)}
+# These have one axis of output, the last, and sum over all others.
+_INTO_LAST = ('out', 'kernel')
 
 
 def pack(
@@ -80,7 +82,8 @@ def _stored(
     return {name: array}
   if form == 'bfloat16':
     return {name: array.astype(ml_dtypes.bfloat16)}
-  axes = _SUMMED.get(last, (0,))
+  axes = tuple(range(array.ndim - 1)) if last in _INTO_LAST else (
+      _SUMMED.get(last, (0,)))
   scale = np.max(np.abs(array), axis=axes, keepdims=True) / 127.0
   scale = np.where(scale > 0, scale, 1.0).astype(np.float32)
   whole = np.clip(np.rint(array / scale), -127, 127).astype(np.int8)

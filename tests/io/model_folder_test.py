@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from specjax.io import model_folder
+from specjax.io import forms, model_folder
 from specjax.io.errors import FormatError, OutputError
 
 PARAMS = {'head': {'linear': jnp.arange(6.0).reshape(2, 3) / 7,
@@ -29,6 +29,21 @@ def test_what_is_saved_is_loaded(tmp_path, form):
   # bfloat16 has 8 bits, int8 a step of 1/127 of a column's largest.
   jax.tree.map(lambda x, y: np.testing.assert_allclose(
       x, y, atol=0 if form == 'float32' else 5e-3), found, PARAMS)
+
+
+@pytest.mark.parametrize('name, shape, scale', [
+    ('out', (6, 5), (1, 5)), ('attention.out', (2, 3, 4, 5), (1, 1, 1, 5)),
+    ('in.kernel', (6, 5), (1, 5)), ('kernel', (3, 3, 4, 5), (1, 1, 1, 5)),
+    ('qkv', (4, 2, 3, 5), (1, 2, 3, 5)), ('embedding', (7, 4), (7, 1)),
+    ('place_in', (7, 4), (7, 1)), ('mlp.down', (6, 5), (1, 5))])
+def test_every_matrix_has_a_scale_for_each_output(name, shape, scale):
+  array = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+  found = forms.pack({name: array}, 'int8')
+  assert found[name].dtype == np.int8
+  assert found[name + '.int8_scale'].shape == scale
+  again = found[name] * found[name + '.int8_scale']
+  assert np.all(np.abs(again - array) <= 0.501 * found[
+      name + '.int8_scale'])
 
 
 def test_what_is_refused(tmp_path):
