@@ -9,7 +9,6 @@ exactly where it stopped.
 from __future__ import annotations
 
 from collections.abc import Mapping
-import time
 from typing import Any
 
 import jax
@@ -36,7 +35,7 @@ def main() -> int:
            f'tested on, {data.train.num_classes} classes', quiet)
   run = Run(config, data, mesh)
   state, metrics, code = loop.complete(
-      run, out, data.digest, mesh, stop, quiet, time.monotonic())
+      run, out, data.digest, mesh, stop, quiet)
   if code or jax.process_index():
     return code
   facts = run.facts(metrics, data.facts)
@@ -65,9 +64,8 @@ class Run(fit_run.Run):
     self.batches = Batches(
         data.train, config.batch_size, config.seed, flip=False)
 
-  def plan(self, begin: float) -> int:
+  def plan(self) -> int:
     """Returns the steps of `config.epochs` passes over the images."""
-    del begin
     return max(1, int(
         self.config.epochs * len(self.data.train) / self.config.batch_size))
 

@@ -50,7 +50,7 @@ def main(
   cli.note(f'{len(data.train)} images of {run.length} {run.unit}, encoded in '
            f'{time.monotonic() - begin:.0f} s', quiet)
   state, metrics, code = loop.complete(
-      run, out, data.digest, mesh, stop, quiet, begin)
+      run, out, data.digest, mesh, stop, quiet)
   if code or jax.process_index():
     return code
   facts = run.facts(metrics, data.facts)

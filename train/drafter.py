@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from pathlib import Path
 import tempfile
-import time
 from typing import Any
 
 import jax
@@ -47,14 +46,13 @@ def main() -> int:
       f'{vocab["held_out_coverage"]:.2%} of the held-out text', quiet)
 
   # --- Task, and training ---------------------------------------------
-  begin = time.monotonic()
   task = kinds.build(
       config.kind, target.lm.config, len(ids), **{
           name: config[name].to_dict() for name in ('model', 'task', 'loss')})
   trainer = Trainer(task, target.lm, loop.optimiser(config.optimizer))
   run = Run(trainer, target, ids, text, config, mesh)
   state, metrics, code = loop.complete(
-      run, out, text.digest, mesh, stop, quiet, begin)
+      run, out, text.digest, mesh, stop, quiet)
   if code:
     return code
 

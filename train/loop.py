@@ -22,7 +22,7 @@ from train import log
 from train.checkpoints import Checkpoints
 
 # Steps that are timed, and thrown away, when a run is to last some minutes,
-# and the share of the time left that is planned for.
+# and the share of them that is planned for.
 _TIMED, _PLANNED = 20, 0.95
 # Steps in a row without a finite loss that end a run.
 _MOST_BAD = 3
@@ -113,15 +113,18 @@ class Run(abc.ABC):
     """Length of the run, once it is fixed."""
     return len(self.rates)
 
-  def plan(self, begin: float) -> int:
-    """Returns the steps that fit into `config.minutes` since `begin`."""
+  def plan(self) -> int:
+    """Returns the steps that fit into `config.minutes`, tests included.
+
+    Compilation comes before: it would leave short runs nothing to learn in.
+    """
     config = self.config
     tests = time.monotonic()
     self.evaluate(self.fresh(), 0, 0.0)  # compiled before
     tests = time.monotonic() - tests
     each = self.pace() + tests / config.eval_every
-    left = 60 * config.minutes - (time.monotonic() - begin)
-    return greatest(max(1, int(_PLANNED * left / each)))  # one plan for all
+    steps = _PLANNED * 60 * config.minutes / each
+    return greatest(max(1, int(steps)))  # one plan for all
 
   def pace(self) -> float:
     """Returns the seconds of a step, from some that are thrown away."""
@@ -184,7 +187,7 @@ def greatest(value: int) -> int:
 
 def complete(
     run: Run, folder: Path, digest: str, mesh: jax.sharding.Mesh | None,
-    stop: Stop, quiet: bool, begin: float,
+    stop: Stop, quiet: bool,
 ) -> tuple[Any, log.Metrics, int]:
   """Trains from the start, or from where an interrupted run stopped.
 
@@ -192,7 +195,6 @@ def complete(
     run: what is trained. folder: of metrics and states.
     digest: hash of the data; states of other data are refused.
     mesh: where states are replicated, or None. stop: asks for an early end.
-    begin: `time.monotonic()` from which `config.minutes` count.
 
   Returns:
     `(state, metrics, exit code)`; the code is not 0 if it was stopped, and
@@ -212,7 +214,7 @@ def complete(
   else:
     test(run, state, 0, 0.0, metrics, quiet)
   run.schedule(
-      facts.get('num_steps') or run.config.steps or run.plan(begin))
+      facts.get('num_steps') or run.config.steps or run.plan())
   try:
     state, step, elapsed = train(
         run, state, facts, saved, metrics, stop, quiet)

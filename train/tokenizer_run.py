@@ -5,7 +5,6 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Mapping
 from pathlib import Path
-import time
 from typing import Any, TypeVar
 
 import jax
@@ -36,7 +35,7 @@ def main(flags: cli.Flags, kind: Callable[..., Run]) -> int:
            f'tested on, of {data.train.size[0]} x {data.train.size[1]}', quiet)
   run = kind(config, data, mesh, out)
   state, metrics, code = loop.complete(
-      run, out, data.digest, mesh, stop, quiet, time.monotonic())
+      run, out, data.digest, mesh, stop, quiet)
   if code or jax.process_index():
     return code
   folder = run.save(state, run.facts(metrics, data.facts))

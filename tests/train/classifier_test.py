@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 
 import jax
 import numpy as np
@@ -79,7 +78,7 @@ def test_a_run_goes_on_exactly(tmp_path):
   def complete(folder, stop):
     return loop.complete(
         program.Run(config, data, None), tmp_path / folder, data.digest,
-        None, stop, True, time.monotonic())
+        None, stop, True)
   for folder in ('whole', 'parts'):
     (tmp_path / folder).mkdir()
   whole, metrics, code = complete('whole', Stop())
@@ -101,9 +100,9 @@ def test_a_batch_may_be_more_than_all_images():
   config = small()
   some = image_data.synthetic(0, 20)
   run = program.Run(config, image_data.Data(some, some), None)
-  assert run.plan(0.0) == 12  # 20 epochs of 20 images by 32
+  assert run.plan() == 12  # 20 epochs of 20 images by 32
   config.epochs = 0.5
-  assert run.plan(0.0) == 1
+  assert run.plan() == 1
   run.schedule(1)
   state, report, count = run.step(run.fresh(), 0)
   assert count == 32 and report['bad'] == 0 and int(state.step) == 1
