@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import json
@@ -85,17 +85,36 @@ def run(main: Callable[[], int | None]) -> None:
 
   def parse(argv):
     try:
-      return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError, ValueError, TypeError) as error:
-      # A config key or value. An AttributeError may hold the KeyError, whose
-      # text is quoted.
-      text: Any = error
-      while isinstance(text, BaseException) and text.args:
-        text = text.args[0]
-      print(f'error: --config: {text}'.replace('\n', ' '), file=sys.stderr)
+      rest = flags.FLAGS(argv)
+      if 'config' in flags.FLAGS:
+        _ = flags.FLAGS.config.items  # raises if its file is missing
+      return rest
+    except (AttributeError, KeyError, ValueError, TypeError, OSError,
+            flags.Error) as error:
+      print(f'error: {flag_error(error, argv)}', file=sys.stderr)
       sys.exit(1)
 
   app.run(wrapped, flags_parser=parse)
+
+
+def flag_error(error: BaseException, argv: Sequence[str]) -> str:
+  """Returns what is wrong with the flags, in one line."""
+  # An AttributeError may hold the KeyError, whose text is quoted.
+  text: Any = error
+  while isinstance(text, BaseException) and text.args:
+    text = text.args[-1 if isinstance(text, OSError) else 0]
+  lines = [line.strip() for line in str(text).splitlines() if line.strip()]
+  if isinstance(error, (AttributeError, KeyError)):
+    missing, _, hint = ' '.join(lines).partition(' Did you mean')
+    for flag in (a.partition('=')[0] for a in argv):
+      if flag.startswith('--config.') and (
+          flag.rpartition('.')[2] == missing.strip('\'"')):
+        hint = f'; did you mean{hint}' if hint else ''
+        return f'{flag}: the config has no such value{hint}'
+  if len(lines) > 1:  # a file that is missing, or raises
+    return f'--config: {lines[-1].removeprefix("ValueError: ")}'
+  text = lines[0] if lines else repr(error)
+  return text if isinstance(error, flags.Error) else f'--config: {text}'
 
 
 def start(distributed: bool) -> None:
