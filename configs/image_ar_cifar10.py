@@ -30,13 +30,11 @@ def get_config(arg: str = '') -> config_dict.ConfigDict:
   config.optimizer = common.optimizer(1e-3, weight_decay=0.05)
   config.eval_every = 2000  # steps
   config.eval = config_dict.ConfigDict(dict(batches=16, guidance=2.0))
-  config.save = config_dict.ConfigDict(dict(form='bfloat16'))
+  config.save = config_dict.ConfigDict(dict(form='int8'))
   if arg == 'small':
     config.model.update(dict(num_layers=7, num_heads=4, embed_dim=256))
-    config.save.form = 'int8'
   elif arg == 'tiny':
     common.shorten(config)
-    config.save.form = 'int8'
     config.tokenizer = 'out/vq/tokenizer'
     config.model.update(dict(
         num_layers=1, num_heads=2, embed_dim=16, dtype='float32'))

@@ -55,20 +55,17 @@ def get_config(arg: str = '') -> config_dict.ConfigDict:
   config.eval_every = 2000  # steps
   config.eval = config_dict.ConfigDict(dict(
       batches=4, guidance=1.0, num_draft=7))
-  config.save = config_dict.ConfigDict(dict(form='bfloat16'))
+  config.save = config_dict.ConfigDict(dict(form='int8'))
   if arg == 'small':
     config.model.update(dict(num_layers=4, num_heads=4, width=256))
     config.head.update(dict(width=384, num_blocks=3))
-    config.save.form = 'int8'
   elif arg == 'nano':
     config.model.update(dict(num_layers=2, num_heads=2, width=128))
     config.head.update(dict(width=256, num_blocks=2))
-    config.save.form = 'int8'
   elif arg == 'masked':
     config.model.kind = 'masked'
   elif arg == 'tiny':
     common.shorten(config)
-    config.save.form = 'int8'
     config.tokenizer = 'out/vae/autoencoder'
     config.model.update(dict(
         num_layers=2, num_heads=2, width=16, buffer=2, dtype='float32'))

@@ -29,14 +29,16 @@ drafter() {  # decoder, minutes
     --config.save.form=int8 \
     "${count[@]}" --out "$OUT/eagle_$1"
 }
-decoder image_ar '' "${AR_MIN:-9.5}"
-decoder image_ar_small :small "${SMALL_MIN:-5}"
-drafter image_ar_small "${EAGLE_MIN:-2.5}"
-drafter image_ar "${EAGLE_MIN:-2.5}"
+decoder image_ar '' "${AR_MIN:-8}"
+drafter image_ar "${EAGLE_MIN:-2}" &
+decoder image_ar_small :small "${SMALL_MIN:-4.5}"
+drafter image_ar_small "${EAGLE_MIN:-2}"
+wait
 for name in image_ar image_ar_small; do
   stage "samples_$name" 300 python -m specjax.sample \
     --config configs/sample_image.py --config.target="$OUT/$name/model" \
     --out "$OUT/samples_$name" --config.images.tokenizer="$tokenizer" \
     --config.images.per_class="${PER_CLASS:-8}" --config.batch_size=80 \
-    --config.compare_plain=False
+    --config.compare_plain=False &
 done
+wait

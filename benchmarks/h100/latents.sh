@@ -20,14 +20,14 @@ decoder() {  # name, variant, minutes, more
     --config.tokenizer="$OUT/vae/autoencoder" --config.minutes="$minutes" \
     --out "$OUT/$name" "$@"
 }
-decoder mar '' "${MAR_MIN:-9}"
-decoder mar_small :small "${SMALL_MIN:-4.5}" &
-decoder mar_taught :small "${TAUGHT_MIN:-5}" \
-  --config.teacher="$OUT/mar/model"
+decoder mar_small :small "${SMALL_MIN:-3}" &
+decoder mar '' "${MAR_MIN:-7}"
 wait
-decoder mar_nano :nano "${NANO_MIN:-4}" \
+decoder mar_taught :small "${TAUGHT_MIN:-3.5}" \
+  --config.teacher="$OUT/mar/model" &
+decoder mar_nano :nano "${NANO_MIN:-2}" \
   --config.teacher="$OUT/mar_small/model" &
-decoder mar_masked :masked "${MASKED_MIN:-6}"
+decoder mar_masked :masked "${MASKED_MIN:-3.5}"
 wait
 for drafter in mar_small mar_taught; do
   stage "sample_$drafter" 300 python -m specjax.sample \
@@ -35,5 +35,6 @@ for drafter in mar_small mar_taught; do
     --config.images.tokenizer="$OUT/vae/autoencoder" \
     --config.speculative.model="$OUT/$drafter/model" \
     --config.images.per_class="${PER_CLASS:-8}" --config.batch_size=80 \
-    --out "$OUT/sample_$drafter"
+    --out "$OUT/sample_$drafter" &
 done
+wait
