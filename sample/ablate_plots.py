@@ -1,5 +1,8 @@
 """Figures of `sample.ablate_drafter`, one for each axis, and a table.
 
+Of kinds of drafters there is one more: tokens a round against the length of the
+chain.
+
   python -m sample.ablate_plots --results out/ablations/ablations.json
 """
 
@@ -13,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from specjax.eval.plots import COLOURS, finish, new_figure
+from specjax.eval.plots import COLOURS, MARKERS, finish, new_figure
 from specjax.io import output
 
 # Axis -> its name, and what is told apart in the title.
@@ -80,6 +83,31 @@ def draw(
   return True
 
 
+def draw_lengths(
+    data: Mapping[str, Any], axis: str, path: pathlib.Path
+) -> None:
+  """Draws tokens a round against K, a line for each label of an axis.
+
+  A chain of K tokens is the beginning of a longer one, so one run has them
+  all: 1 + the sum of the chances to accept at least 1, ..., K drafts.
+  """
+  figure, axes = new_figure(7.0)
+  longest = 1
+  for number, (label, rows) in enumerate(cells(data, axis).items()):
+    reached = np.mean([r['per_position'] for r in rows], axis=0)
+    longest = max(longest, len(reached))
+    axes.plot(np.arange(len(reached)) + 1, 1.0 + np.cumsum(reached),
+              marker=MARKERS[number % len(MARKERS)], label=label,
+              color=COLOURS[number % len(COLOURS)],
+              linestyle='-' if number < len(COLOURS) else '--')
+  axes.set_xticks(range(1, longest + 1))
+  axes.set_xlabel('drafts a round, K')
+  axes.set_ylabel('tokens a round, τ')
+  setting = data['setting']
+  finish(figure, axes, f'{setting["target"]} on {data["device"]}\n'
+         f'{setting["seconds"]:g} s of training each, greedy chains', path)
+
+
 def is_number(labels) -> bool:
   """Whether an axis is a quantity: its points are joined."""
   return all(label.replace('.', '', 1).isdigit() for label in labels)
@@ -122,6 +150,9 @@ def main(arguments=None) -> None:
   for axis in data['axes']:
     if draw(data, axis, folder / f'ablation_{axis}.png'):
       print(f'wrote {folder}/ablation_{axis}.png')
+  if 'kind' in data['axes'] and cells(data, 'kind'):
+    draw_lengths(data, 'kind', folder / 'ablation_length.png')
+    print(f'wrote {folder}/ablation_length.png')
   output.write_text(folder / 'ablations.md', table(data))
 
 

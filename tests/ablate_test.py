@@ -118,5 +118,21 @@ def test_a_dry_run_goes_on_where_it_stopped(tmp_path, monkeypatch, capfd):
   pixels = image.imread(tmp_path / 'ablation_layers.png')
   assert (pixels[..., :3].max(-1) - pixels[..., :3].min(-1)).max() > 0.3
   assert '| 2 | ' in (tmp_path / 'ablations.md').read_text()
+  assert not (tmp_path / 'ablation_length.png').exists()  # of kinds
   with pytest.raises(ValueError, match='of another setting'):
     ablate_drafter.main([*arguments[:-4], '--seconds', '9', *arguments[-2:]])
+
+
+def test_a_figure_of_lengths_for_kinds(tmp_path):
+  row = {'tau': 1.75, 'step': 3, 'parameters': 1e6, 'held_out_coverage': 1.0,
+         'conditional': [0.5, 0.5], 'per_position': [0.5, 0.25]}
+  data = {'setting': {'target': 'x', 'seconds': 1.0}, 'device': 'y',
+          'axes': {'kind': {'dspark': '["dspark"]', 'hass': '["hass"]'}},
+          'runs': {'["dspark"] 0': row, '["hass"] 0': {'failed': 'no'}}}
+  path = tmp_path / 'ablations.json'
+  path.write_text(json.dumps(data))
+  ablate_plots.main(['--results', str(path)])
+  pixels = image.imread(tmp_path / 'ablation_length.png')
+  assert (pixels[..., :3].max(-1) - pixels[..., :3].min(-1)).max() > 0.3
+  assert sorted(p.suffix for p in tmp_path.iterdir()) == [
+      '.json', '.md', '.png', '.png']
