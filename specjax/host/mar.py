@@ -138,9 +138,11 @@ def described(lm: Decoder) -> dict[str, Any]:
   """Returns the shape of a decoder as JSON values; `built` reads them."""
   process = {k: v for k, v in _fields(lm.process).items() if k != 'head'}
   inner = lm.mar if isinstance(lm, MaskedImages) else lm.config
+  head = {k: v for k, v in _fields(bare(lm.process.head)).items()
+          if k != 'exact'}
   out = {
       'kind': KINDS[isinstance(lm, CausalImages)], 'decoder': _fields(inner),
-      'head': _fields(bare(lm.process.head)), 'diffusion': process}
+      'head': head, 'diffusion': process}
   if isinstance(lm, CausalImages):
     out['tokens'] = {name: getattr(lm, name) for name in (
         'num_tokens', 'channels', 'num_classes')}

@@ -236,3 +236,24 @@ def test_what_cannot_be_taught(values, message):
 def test_masks_out_of_range(values, message):
   with pytest.raises(ValueError, match=message):
     Masks(**values)
+
+
+@pytest.mark.parametrize('taught', [False, True])
+def test_training_multiplies_as_the_hardware_prefers(taught):
+  """Float32 that means float32 is for densities; here it would cost most."""
+  lm = causal()
+  lm = dataclasses.replace(
+      lm, config=dataclasses.replace(lm.config, dtype='bfloat16'))
+  net = stirred(lm)
+  objective, data = MARObjective(lm), batch()
+  if taught:
+    objective = DistilledMAR(lm, teacher=lm, guidance=2.0)
+    data['teacher'] = net
+  trained = str(jax.make_jaxpr(lambda x: objective.loss(
+      x, None, data, jax.random.key(0))[0])(net))
+  x = jnp.zeros((2, CHANNELS))
+  decoded = str(jax.make_jaxpr(lambda p: lm.process.head(
+      p, x, lm.process.time(jnp.zeros(2, jnp.int32)), jnp.zeros((2, 8))))(
+          net['head']))
+  assert 'HIGHEST' in decoded and 'HIGHEST' not in trained
+  assert objective.lm.process.head.exact  # what is saved
