@@ -11,6 +11,7 @@ import json
 import pathlib
 from typing import Any
 
+from sample import judging
 from specjax.eval.plots import COLOURS, MARKERS, finish, new_figure
 from specjax.io import output
 
@@ -105,16 +106,14 @@ def table(data: Data) -> str:
   reference = data.get('reference')
   name = reference['name'] if reference else 'distance'
   head = ['way', 'T', 'guidance', 'tokens a round', 'one-step TV', name,
-          *(f'speed-up, batch {b}' for b in batches)]
+          *judging.HEADS[1:], *(f'speed-up, batch {b}' for b in batches)]
   lines = [f'| {" | ".join(head)} |', '|' + ' --- |' * len(head)]
   for p in data['points'].values():
-    distance = (f'{p["distance"]:.3f} ± {p["half_width"]:.3f}'
-                if 'distance' in p else '')
     speeds = [f'{s["speedup"]:.2f} ({s["least"]:.2f} to {s["most"]:.2f})'
               for s in (p['speed'][b] for b in batches)]
     cells = [f'{p["family"]} {p["label"]}'.strip(), f'{p["temperature"]:g}',
              f'{p["guidance"]:g}', f'{p["tau"]:.2f}',
-             f'{p["one_step_tv"]:.3f}', distance, *speeds]
+             f'{p["one_step_tv"]:.3f}', *judging.cells(p), *speeds]
     lines.append(f'| {" | ".join(cells)} |')
   if reference:
     lines += ['', f'{name}: real images from real images '

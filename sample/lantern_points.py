@@ -12,7 +12,7 @@ import dataclasses
 import json
 from typing import Any
 
-from specjax.eval.features import LAYERS
+from sample import judging
 
 # Stands for the smaller decoder in the configuration of a drafter.
 DRAFTER = '{drafter}'
@@ -127,10 +127,7 @@ def parse(arguments=None) -> argparse.Namespace:
   parser.add_argument('--drafter', default='',
                       help='a smaller decoder, or a trained drafter')
   parser.add_argument('--dtype', default=None)
-  parser.add_argument('--data', default='', help='the test images')
-  parser.add_argument('--features', default='lite0',
-                      help="'lite0', a classifier's folder, or 'none'")
-  parser.add_argument('--layer', default='pool', choices=LAYERS)
+  judging.add_flags(parser)
   parser.add_argument('--samples', type=int, default=10_000)
   parser.add_argument('--batch_size', type=int, default=250)
   parser.add_argument('--batches', type=numbers(int), default=[1])

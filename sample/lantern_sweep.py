@@ -36,10 +36,10 @@ import time
 from typing import Any
 
 import jax
-from ml_collections import config_dict
 import numpy as np
 
 from sample import lantern_plots
+from sample.judging import Judge, judge_of
 from sample.lantern_points import (
   DRAFTER,
   Point,
@@ -51,18 +51,11 @@ from sample.lantern_points import (
 from specjax.core.round import Engine
 from specjax.core.types import Models
 from specjax.distill import measure
-from specjax.eval import classifier, distances, features
-from specjax.eval.statistics import Statistics
 from specjax.host import cli, image_sampling, images, methods
 from specjax.host import results as results_lib
 from specjax.host import rules as rules_lib
 from specjax.host.load import Model
 from specjax.io import drafter_file, output
-from specjax.models.classifier import Classifier
-from train import image_data
-
-# Of a Frechet distance; each decomposes a matrix.
-_RESAMPLES = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,38 +124,6 @@ class Way:
     return measure.acceptance(self.engine, self.params, start, chunk=1)
 
 
-class Judge:
-  """Distances of samples to the test images."""
-
-  def __init__(self, extract: features.FeatureExtractor, real: np.ndarray):
-    """Takes the features of the real images once."""
-    self.extract = extract
-    self.name = features.names(extract).frechet
-    self.real = extract(real)
-    self.reference = Statistics.of(self.real, extractor=extract.name)
-
-  def score(self, pixels: np.ndarray) -> dict[str, float]:
-    """Returns the distance, and two deviations of resampled samples."""
-    found, rng = self.extract(pixels), np.random.default_rng(0)
-    again = [self._distance(found[rng.integers(len(found), size=len(found))])
-             for _ in range(_RESAMPLES)]
-    return {'distance': self._distance(found),
-            'half_width': 2 * float(np.std(again, ddof=1))}
-
-  def context(self, scene: Scene, real: np.ndarray) -> dict[str, float]:
-    """Returns what the distance of samples is to be compared with."""
-    codes = scene.tokenizer.encode(real)
-    return {
-        'tokenizer': self._distance(self.extract(
-            scene.tokenizer.decode(codes))),
-        'floor': distances.floor(self.real, len(self.real) // 2),
-        'real_images': len(real)}
-
-  def _distance(self, found: np.ndarray) -> float:
-    return distances.frechet(
-        self.reference, Statistics.of(found, extractor=self.extract.name))
-
-
 def quality(
     scene: Scene, way: Way, judge: Judge | None, args: argparse.Namespace
 ) -> dict[str, Any]:
@@ -179,7 +140,7 @@ def quality(
       'one_step_tv': float(np.mean([f.one_step_tv for f in found]))}
   if judge is not None and way.point.temperature:
     texts = [t for f in found for t in f.texts][:num]
-    out |= judge.score(scene.pixels(texts))
+    out |= judge.score(scene.pixels(texts), labels.reshape(-1)[:num])
   return out
 
 
@@ -231,20 +192,6 @@ def scene_of(args: argparse.Namespace) -> Scene:
                len(facts['data']['classes']), args.tokenizer or 'synthetic')
 
 
-def judge_of(args: argparse.Namespace) -> tuple[Judge, np.ndarray] | None:
-  """Returns the judge and the real images; None without `--features`."""
-  if args.features == 'none':
-    return None
-  section = config_dict.ConfigDict(dict(
-      path=args.data or None, test=None, held_out=0.1))
-  real = image_data.read(section, args.seed).test.images
-  extract: Any = (
-      features.Lite0.load(quiet=True, layer=args.layer)
-      if args.features == 'lite0'
-      else classifier.load(args.features, Classifier.of))
-  return Judge(extract, real), real
-
-
 def work(scene: Scene, judge: Judge | None, args, data, save) -> None:
   """Measures what is not there yet; writes after each point."""
   plain: Way | None = None
@@ -291,8 +238,8 @@ def main(arguments=None) -> int:
   if path.exists():
     data = lantern_plots.read(path, data)
   if found and 'reference' not in data:
-    data['reference'] = {
-        'name': found[0].name, **found[0].context(scene, found[1])}
+    data['reference'] = found[0].context(scene.tokenizer.decode(
+        scene.tokenizer.encode(found[1])))
   work(scene, judge or None, args, data,
        lambda: output.write_json(path, data))
   lantern_plots.draw(data, out)

@@ -40,12 +40,10 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from sample import lantern_plots
-from sample.lantern_sweep import Judge, judge_of
+from sample import judging, lantern_plots
+from sample.judging import Judge, judge_of
 import specjax
 from specjax.drafters import Null
-from specjax.eval import distances
-from specjax.eval.features import LAYERS
 from specjax.host import cli, latent_sampling, latents, mar
 from specjax.host import results as results_lib
 from specjax.host.load import Model
@@ -124,8 +122,7 @@ class Scene:
     scales = latent_sampling.scales(self.length, point.guidance, 'constant')
     if scales is not None:
       target = dataclasses.replace(target, lm=mar.guided(target.lm))
-    labels = np.arange(num) % self.num_classes
-    orders = self.orders(num, seed)
+    labels, orders = self.labels(num), self.orders(num, seed)
     drafter: Any = None
     if point.iterations:
       lm = dataclasses.replace(
@@ -142,6 +139,10 @@ class Scene:
         latent_sampling.begin(target.lm, labels, orders, scales),
         specjax.Sampling(temperature=1.0, max_new_tokens=self.length),
         verify=RULES[point.rule], batch_size=batch, seed=seed)
+
+  def labels(self, num: int) -> np.ndarray:
+    """Returns int[num], classes in turn."""
+    return np.arange(num) % self.num_classes
 
   def orders(self, num: int, seed: int) -> np.ndarray:
     """Returns int[num,T], see `latent_sampling.orders_of`."""
@@ -212,7 +213,7 @@ def measured(
   else:
     row['ks'] = distance(plain, made)
   if judge is not None and judged:
-    row |= judge.score(scene.pixels(found, seed))
+    row |= judge.score(scene.pixels(found, seed), scene.labels(num))
   return row, made
 
 
@@ -259,15 +260,15 @@ def table(data: dict[str, Any], batches: list[int]) -> str:
   """Returns all points as a table in Markdown."""
   lines = ['| | tokens a round | drafts kept | '
            + ' | '.join(f'speed-up at {b}' for b in batches)
-           + ' | KS | distance |', '| --- ' * (5 + len(batches)) + '|']
+           + f' | KS | {" | ".join(judging.HEADS)} |',
+           '| --- ' * (4 + len(batches) + len(judging.HEADS)) + '|']
   for key, row in data['points'].items():
     times = [row['speed'].get(str(b)) for b in batches]
     kept = '' if row['kept'] is None else f'{row["kept"]:.3f}'
     cells = [key + (' (lossy)' if row['lossy'] else ''),
              f'{row["tokens_per_round"]:.2f}', kept,
              *('' if t is None else f'{t["speedup"]:.2f}' for t in times),
-             f'{row["ks"]:.4f}', f'{row["distance"]:.2f} ± '
-             f'{row["half_width"]:.2f}' if 'distance' in row else '']
+             f'{row["ks"]:.4f}', *judging.cells(row)]
     lines.append('| ' + ' | '.join(cells) + ' |')
   return '\n'.join(lines) + '\n'
 
@@ -283,10 +284,7 @@ def parse(arguments=None) -> argparse.Namespace:
   parser.add_argument('--target', required=True)
   parser.add_argument('--tokenizer', default='')
   parser.add_argument('--drafters', default='', help='name=folder, by commas')
-  parser.add_argument('--data', default='')
-  parser.add_argument('--features', default='lite0',
-                      help="'lite0', a classifier's folder, or 'none'")
-  parser.add_argument('--layer', default='pool', choices=LAYERS)
+  judging.add_flags(parser)
   parser.add_argument('--samples', type=int, default=10_000)
   parser.add_argument('--few', type=int, default=3200)
   parser.add_argument('--batch_size', type=int, default=512)
@@ -332,11 +330,8 @@ def main(arguments=None) -> int:
     data = lantern_plots.read(path, data)
   if found and 'reference' not in data:
     judge, real = found
-    data['reference'] = {
-        'name': judge.name, 'real_images': len(real),
-        'autoencoder': judge.score(scene.autoencoder.decode(
-            scene.autoencoder.encode(real, seed=0)))['distance'],
-        'floor': distances.floor(judge.real, len(judge.real) // 2)}
+    data['reference'] = judge.context(scene.autoencoder.decode(
+        scene.autoencoder.encode(real, seed=0)))
   work(scene, judge, args, data, lambda: output.write_json(path, data))
   (out / 'table.md').write_text(table(data, args.batches))
   return 0

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 
 from matplotlib import image
-import numpy as np
 import pytest
 
-from sample import lantern_plots, lantern_sweep
+from sample import lantern_sweep
 from sample.lantern_points import parse, points
-from specjax.host import image_sampling
 
 TINY = ['--target', 'random', '--features', 'none', '--samples', '2',
         '--batch_size', '1', '--repeats', '2', '--neighbours', '3',
@@ -72,43 +70,6 @@ def test_a_dry_run_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
   assert 'GSD; G=4; T=1; guidance=2: tau' in capsys.readouterr().out
   with pytest.raises(ValueError, match='of another setting'):
     lantern_sweep.main([*arguments, '--seed', '5'])
-
-
-class Colours:
-  """Features that are mean colours."""
-
-  name, dim, fid_name = 'colours', 3, 'FD-colours'
-
-  def __call__(self, images):
-    return images.mean((1, 2)).astype(np.float32)
-
-
-def test_the_judge_prefers_what_looks_alike():
-  rng = np.random.default_rng(0)
-  real = rng.integers(0, 255, (64, 8, 8, 3), np.uint8)
-  judge = lantern_sweep.Judge(Colours(), real)
-  same = judge.score(rng.integers(0, 255, (64, 8, 8, 3), np.uint8))
-  dark = judge.score(rng.integers(0, 99, (64, 8, 8, 3), np.uint8))
-  assert judge.name == 'FD-colours'
-  assert 0 <= same['distance'] < dark['distance']
-  assert 0 < same['half_width'] < dark['distance']
-  _, facts, tokenizer = image_sampling.random_models()
-  model = image_sampling.random_models()[0]
-  scene = lantern_sweep.Scene(
-      model, None, tokenizer, tuple(facts['grid']), 2)
-  around = judge.context(scene, real)
-  # Random weights decode to grey: farther away than real from real.
-  assert 0 <= around['floor'] < around['tokenizer']
-  assert around['real_images'] == 64
-  # A figure with distances.
-  row = dict(
-      family='plain', label='', temperature=1.0, guidance=1.0, tau=1.0,
-      one_step_tv=0.0, samples=64, **same, speed={'1': dict(
-          speedup=1.0, least=0.9, most=1.1)})
-  data = {'points': {'plain': row}, 'setting': {'target': 'x'},
-          'device': 'y', 'reference': {'name': judge.name, **around}}
-  assert f'real images from real images {around["floor"]:.3f}' in (
-      lantern_plots.table(data))
 
 
 @pytest.mark.parametrize('more, said', [

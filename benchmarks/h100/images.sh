@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Discrete image tokens on CIFAR-10: tokenizer, decoders of 28 M and 8 M
-# parameters, a drafter for each, grids of samples. TINY=1 tries the commands.
+# parameters, a drafter for each, a classifier that judges samples, grids of
+# samples. TINY=1 tries the commands.
 #   benchmarks/h100/images.sh OUT CIFAR10.npz
 source "$(dirname "$0")/common.sh"
 DATA=${2:?CIFAR-10 as an .npz of its JPEG files}
@@ -34,6 +35,9 @@ drafter image_ar "${EAGLE_MIN:-2}" &
 decoder image_ar_small :small "${SMALL_MIN:-4.5}"
 drafter image_ar_small "${EAGLE_MIN:-2}"
 wait
+stage classifier 600 python -m train.classifier \
+  --config "configs/classifier_cifar10.py$T" "${data[@]}" \
+  --out "$OUT/classifier"
 for name in image_ar image_ar_small; do
   stage "samples_$name" 300 python -m specjax.sample \
     --config configs/sample_image.py --config.target="$OUT/$name/model" \

@@ -9,7 +9,8 @@ sweep() {  # name, drafter, options
   shift 2
   stage "sweep_$name" "${SWEEP_S:-1500}" python -m sample.lantern_sweep \
     --target "$OUT/image_ar/model" --tokenizer "$OUT/vq/tokenizer" \
-    --drafter "$drafter" --data "$DATA" --samples "${SAMPLES:-10000}" \
+    --drafter "$drafter" --data "$DATA" \
+    --classifier "$OUT/classifier/classifier" --samples "${SAMPLES:-10000}" \
     --batches "${BATCHES:-1,8,64}" --repeats "${REPEATS:-5}" \
     --out "$OUT/sweep_$name" "$@"
 }
