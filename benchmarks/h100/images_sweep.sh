@@ -15,6 +15,6 @@ sweep() {  # name, drafter, options
     --out "$OUT/sweep_$name" "$@"
 }
 sweep eagle "$OUT/eagle_image_ar/drafter" --guidance "${GUIDANCE:-2,1}" \
-  --neighbours 100 --delta 0.1,0.4 --lam 2
+  --neighbours "${NEIGHBOURS:-100}" --delta 0.1,0.4 --lam 2
 sweep small "$OUT/image_ar_small/model" --guidance 2 \
-  --neighbours 100 --delta 0.4 --lam 2
+  --neighbours "${NEIGHBOURS:-100}" --delta 0.4 --lam 2
