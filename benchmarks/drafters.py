@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
+import sys
 
 from benchmarks import setup, support
 import specjax
@@ -76,4 +77,7 @@ def main(arguments=None) -> None:
 
 
 if __name__ == '__main__':
-  main()
+  try:
+    main()
+  except (ValueError, OSError) as error:
+    sys.exit(f'error: {error}')

@@ -184,7 +184,9 @@ def print_table(summary: dict[str, Any]) -> None:
   table = Table(title=f"{summary['target']} on {summary['device']}")
   for name in ('', 'tokens/s', 'tokens/round', 'rounds', 'new tokens',
                'compile s'):
-    table.add_column(name, justify='right' if name else 'left')
+    # Names of drafters hold no space to break at.
+    table.add_column(name, justify='right' if name else 'left',
+                     overflow='fold')
   rows = [(f"{summary['drafter']}, {summary['verify']}", summary)]
   if 'plain' in summary:
     rows += [('plain', summary['plain']), *summary.get('rivals', {}).items()]

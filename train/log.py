@@ -17,6 +17,23 @@ from specjax.io import output
 Row = dict[str, Any]
 
 
+def _read(path: Path) -> list[Row]:
+  """Returns the rows of a file whose last line may have been cut off.
+
+  Raises:
+    ValueError: another line is no row; names it.
+  """
+  rows: list[Row] = []
+  lines = path.read_text().splitlines()
+  for number, line in enumerate(lines, 1):
+    try:
+      rows.append(json.loads(line))
+    except ValueError as error:
+      if number < len(lines):
+        raise ValueError(f'{path}: line {number}: {error}') from error
+  return rows
+
+
 def summary(reports: Sequence[Mapping[str, Any]]) -> Row:
   """Returns the means of some steps' reports (host arrays).
 
@@ -52,8 +69,7 @@ class Metrics:
     self._path = folder / 'metrics.jsonl'
     self.rows: list[Row] = []
     if step and self._path.exists():
-      rows = map(json.loads, self._path.read_text().splitlines())
-      self.rows = [r for r in rows if r['step'] <= step]
+      self.rows = [r for r in _read(self._path) if r['step'] <= step]
     self._writer = _tensorboard(folder) if enabled else None
     if enabled:
       output.write_text(self._path, ''.join(map(_line, self.rows)))

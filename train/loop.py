@@ -18,6 +18,7 @@ import numpy as np
 from specjax.distill import optimizer
 from specjax.host import cli
 from specjax.io import output
+from specjax.io.forms import FORMS
 from train import log
 from train.checkpoints import Checkpoints
 
@@ -266,7 +267,7 @@ def train(
         'tokens_per_s': sum(n for _, n in pending) / took,
         'left_s': (num_steps - step) * took / len(pending)})
     pending = []
-    status(run.train_line(row), last=ends)
+    status(run.train_line(row), last=ends or tests)  # what follows is below
     broken = any(r['bad'] >= _MOST_BAD for r in reports)
     if ends or saves or broken:
       saved.save(state, step, {'num_steps': num_steps, 'elapsed_s': elapsed})
@@ -295,9 +296,17 @@ def check(config: Any) -> None:
   for name in (length, 'batch_size', 'log_every', 'eval_every', 'save_every'):
     if not config[name] > 0:
       raise ValueError(f'config.{name}={config[name]}: must be > 0')
+  form = config.save.form if 'save' in config else FORMS[0]
+  if form not in FORMS:
+    raise ValueError(f'config.save.form={form!r}: known are '
+                     f'{", ".join(FORMS)}')
   if config.steps < 0:
     raise ValueError(f'config.steps={config.steps}: must be > 0, or 0 for as '
                      f'many as fit into config.{length}')
+  schedule = config.optimizer.schedule
+  if schedule not in optimizer.SCHEDULES:
+    raise ValueError(f'config.optimizer.schedule={schedule!r}: known are '
+                     f'{", ".join(optimizer.SCHEDULES)}')
   rate = config.optimizer.learning_rate
   if not 0 < rate < float('inf'):  # before anything is loaded
     raise ValueError(f'config.optimizer.learning_rate={rate}: must be > 0')
@@ -314,7 +323,7 @@ def not_finite(run: Run, reports: Any, step: int, folder: Path) -> str:
   return (f'loss or gradient not finite in {_MOST_BAD} steps in a row, from '
           f'step {first + 1} on ({run.batch_name(first)}); '
           f'these steps changed nothing, and the state is in {folder}. Lower '
-          'config.optimizer.learning_rate')
+          'config.optimizer.learning_rate, and give another --out')
 
 
 def optimiser(values: Any) -> Any:

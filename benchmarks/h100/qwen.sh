@@ -22,5 +22,5 @@ if ! train 8; then
 fi
 stage qwen_bench "${BENCH_S:-600}" python -m benchmarks.qwen \
   --drafter "$OUT/dspark_qwen/drafter" --questions "$QUESTIONS" \
-  --num_questions "${NUM:-64}" --hf_questions "${HF_NUM:-16}" \
+  --num_questions "${NUM:-48}" --hf_questions "${HF_NUM:-12}" \
   --out "$OUT/h200_qwen.json"

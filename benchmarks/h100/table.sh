@@ -7,5 +7,5 @@ QUESTIONS=${2:?questions, rows of "turns"}
 
 stage kinds_table "${TABLE_S:-600}" python -m benchmarks.drafters \
   --drafters benchmarks/kinds.json --dir "$OUT/kinds/drafters" \
-  --questions "$QUESTIONS" --num_questions "${NUM:-48}" \
+  --questions "$QUESTIONS" --num_questions "${NUM:-40}" \
   --temperatures 0,1 --out "$OUT/h200_kinds.json"

@@ -99,6 +99,15 @@ def test_means_of_reports():
   assert log.summary([{**report, 'bad': 2}]) == {'bad_steps': 1}
 
 
+def test_a_line_of_metrics_that_was_cut_off_is_dropped(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  path.write_text('{"kind": "train", "step": 2}\n{"kind": "tra')
+  assert [r['step'] for r in log.Metrics(tmp_path, 4).rows] == [2]
+  path.write_text('{"kind": "tra\n{"kind": "train", "step": 2}\n')
+  with pytest.raises(ValueError, match='metrics.jsonl: line 1: '):
+    log.Metrics(tmp_path, 4)
+
+
 def test_metrics_go_on_where_the_state_was_saved(tmp_path):
   first = log.Metrics(tmp_path)
   for step in (2, 4, 6):

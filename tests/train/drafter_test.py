@@ -238,6 +238,14 @@ def test_what_cannot_be_run(monkeypatch):
   config.optimizer.learning_rate, config.log_every = 1e-3, 0
   with pytest.raises(ValueError, match='log_every=0'):
     loop.check(config)
+  config.log_every = 1
+  for section, name, value in (('save', 'form', 'int4'),
+                               ('optimizer', 'schedule', 'foo')):
+    kept = config[section][name]
+    config[section][name] = value
+    with pytest.raises(ValueError, match=f"{name}='{value}': known are"):
+      loop.check(config)
+    config[section][name] = kept
   for rollouts, message in ((None, 'give the folder'),
                             ('/nowhere', 'no rollouts there')):
     config.data.rollouts = rollouts
