@@ -13,7 +13,7 @@ train() {
     --config configs/drafter_qwen.py --out "$OUT/dspark_qwen" \
     --config.data.rollouts="$OUT/text_qwen" \
     --config.data.exclude="$QUESTIONS" --config.batch_size="$1" \
-    --config.minutes="${MINUTES:-6}" --config.eval_every=500 \
+    --config.minutes="${MINUTES:-4}" --config.eval_every=500 \
     --config.save_every=1000 --config.eval.num_prompts=32
 }
 if ! train 8; then
