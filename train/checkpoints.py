@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 import shutil
 from typing import Any
+import warnings
 
 import jax
 from jax.experimental import multihost_utils
@@ -17,6 +18,10 @@ from specjax.io.errors import FormatError, OutputError
 
 # Sections of a config that do not change what is learnt.
 _FREE = ('eval', 'eval_every', 'save', 'save_every', 'log_every')
+
+
+class _OtherRun(FormatError):
+  """A state that is whole, but of something else."""
 
 
 class Checkpoints:
@@ -90,51 +95,71 @@ class Checkpoints:
   ) -> tuple[Any, dict[str, Any]] | None:
     """Returns the newest `(state, facts)`, or None if there is none.
 
+    A state that cannot be read is told of, and the one before it is taken.
+
     Args:
       abstract: the state's tree of `ShapeDtypeStruct`.
       mesh: where it is replicated, or None.
 
     Raises:
-      FormatError: the state is of another architecture or another run.
+      FormatError: the state is of another architecture or another run, or
+        none of them can be read.
     """
     if not self.steps:
       return None
-    folder = self.folder / f'{self.steps[-1]:08d}'
-    facts = checkpoint.read_facts(folder)
-    wanted = _named(abstract)
-    _same_arrays(folder, facts.get('arrays', {}), wanted)
-    self._same_run(folder, facts)
-    shardings = None
+    wanted, shardings, damage = _named(abstract), None, ''
     if mesh is not None:
       everywhere = NamedSharding(mesh, PartitionSpec())
       shardings = dict.fromkeys(wanted, everywhere)
-    arrays = checkpoint.load(folder, wanted, shardings)
-    tree = jax.tree.structure(abstract)
-    return jax.tree.unflatten(tree, [arrays[k] for k in wanted]), facts
+    for step in reversed(self.steps):
+      folder = self.folder / f'{step:08d}'
+      facts = {}
+      try:
+        facts = checkpoint.read_facts(folder)
+        self._check(folder, facts, wanted)
+        arrays = checkpoint.load(folder, wanted, shardings)
+      except _OtherRun:
+        raise
+      except Exception as error:  # damaged files fail in many types
+        text = str(error).splitlines() or [type(error).__name__]
+        damage = f'{folder}: cannot be read: {text[0]}'
+        warnings.warn(damage, stacklevel=2)
+        continue
+      tree = jax.tree.structure(abstract)
+      return jax.tree.unflatten(tree, [arrays[k] for k in wanted]), facts
+    raise FormatError(f'{damage}; nor can those before it: delete '
+                      f'{self.folder} to begin anew')
+
+  def _check(
+      self, folder: Path, facts: Mapping[str, Any], wanted: Mapping[str, Any]
+  ) -> None:
+    """Raises _OtherRun for the state of another architecture or run."""
+    _same_arrays(folder, facts.get('arrays', {}), wanted)
+    self._same_run(folder, facts)
 
   def _same_run(self, folder: Path, facts: Mapping[str, Any]) -> None:
     before, now = (_flat(x.get('config', {}))
                    for x in (facts, self._run))
     for key in sorted({*before, *now}):
       if before.get(key) != now.get(key):
-        raise FormatError(
+        raise _OtherRun(
             f'{folder}: of a run with config.{key}={before.get(key)!r}, now '
             f'{now.get(key)!r}: give another --out, or the same config')
     if facts.get('text') != self._run['text']:
-      raise FormatError(f'{folder}: trained on other text: give another '
+      raise _OtherRun(f'{folder}: trained on other text: give another '
                         '--out, or the same rollouts')
 
 
 def _same_arrays(
     folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
 ) -> None:
-  """Raises FormatError naming the first array that differs."""
+  """Raises _OtherRun naming the first array that differs."""
   for name in [*wanted, *found]:
     have, need = found.get(name), None
     if name in wanted:
       need = _shape(wanted[name])
     if have != need:
-      raise FormatError(
+      raise _OtherRun(
           f'{folder}: another architecture: {name} is '
           f'{_say(have)} there, {_say(need)} here; give another --out')
 

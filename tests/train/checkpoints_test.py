@@ -50,6 +50,28 @@ def test_the_newest_state_comes_back(tmp_path):
   assert (facts['step'], facts['num_steps']) == (6, 9)
 
 
+def test_a_damaged_state_gives_way_to_the_one_before(tmp_path):
+  saved = Checkpoints(tmp_path / 'c', CONFIG, 'x')
+  for step in (2, 4):
+    saved.save(a_state(step=step), step, FACTS)
+
+  def damage(folder):
+    for path in folder.rglob('*'):
+      if path.is_file():
+        path.write_bytes(path.read_bytes()[:7])
+  damage(tmp_path / 'c' / '00000004')
+  with pytest.warns(UserWarning, match='00000004: cannot be read: '):
+    state, facts = saved.restore(shapes(a_state()), None)
+  jax.tree.map(np.testing.assert_array_equal, state, a_state(step=2))
+  assert facts['step'] == 2
+  saved.save(a_state(step=4), 4, FACTS)  # in its place
+  assert saved.restore(shapes(a_state()), None)[1]['step'] == 4
+  damage(tmp_path / 'c')
+  with pytest.warns(UserWarning), pytest.raises(
+      FormatError, match='00000002: cannot be read: .*; nor can .* delete'):
+    saved.restore(shapes(a_state()), None)
+
+
 def test_states_of_other_runs_are_refused(tmp_path):
   Checkpoints(tmp_path, CONFIG, 'x').save(a_state(), 1, FACTS)
 
