@@ -21,7 +21,8 @@ def get_config(arg: str = '') -> config_dict.ConfigDict:
   config = common.image_run()
   config.tokenizer = config_dict.placeholder(str)
   config.model = config_dict.ConfigDict(dict(
-      num_layers=7, num_heads=8, embed_dim=512, dtype='bfloat16'))
+      num_layers=7, num_heads=8, embed_dim=512, dropout=0.15,
+      dtype='bfloat16'))
   # --- Training -------------------------------------------------------
   config.flip = True
   config.class_dropout = 0.1  # for guidance
@@ -32,7 +33,7 @@ def get_config(arg: str = '') -> config_dict.ConfigDict:
   config.eval = config_dict.ConfigDict(dict(batches=16, guidance=2.0))
   config.save = config_dict.ConfigDict(dict(form='int8'))
   if arg == 'small':
-    config.model.update(dict(num_layers=7, num_heads=4, embed_dim=256))
+    config.model.update(dict(num_layers=7, num_heads=4, embed_dim=256, dropout=0.1))
   elif arg == 'tiny':
     common.shorten(config)
     config.tokenizer = 'out/vq/tokenizer'

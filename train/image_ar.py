@@ -55,7 +55,7 @@ class Run(decoder_run.Run):
     shape = image_lm.shape(
         model['num_layers'], model['num_heads'], model['embed_dim'],
         grid_width=found.grid[1], vocab_size=tokenizer.config.num_codes,
-        num_classes=len(found.classes))
+        num_classes=len(found.classes), dropout=model['dropout'])
     self.objective = ImageObjective(shape, model['dtype'])
     super().__init__(config, self.objective, found, mesh, out)
 

@@ -9,6 +9,9 @@ import numpy as np
 
 from specjax.eval.plots import COLOURS, finish, new_figure
 
+# Inches that a letter of a title or a name takes at most.
+_LETTER = 0.1
+
 
 def grid(
     images: np.ndarray, path: Path, *, columns: int, title: str = '',
@@ -41,10 +44,11 @@ def grid(
   for i, image in enumerate(images):
     top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
     whole[top:top + height, left:left + width] = image
-  figure, axes = new_figure(max(3.0, min(0.8 * columns + 1.2, 14.0)))
+  beside = _LETTER * max(map(len, rows), default=0) + 0.4
+  wide = min(0.8 * columns, 14.0)
+  figure, axes = new_figure(max(wide + beside, _LETTER * len(title)))
   figure.set_size_inches(
-      figure.get_figwidth(),
-      figure.get_figwidth() * whole.shape[0] / whole.shape[1] + 0.6)
+      figure.get_figwidth(), wide * whole.shape[0] / whole.shape[1] + 0.5)
   axes.grid(False)
   axes.imshow(whole, interpolation='nearest')
   axes.set_xticks([])

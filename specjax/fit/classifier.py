@@ -44,14 +44,15 @@ class ClassifierObjective:
     return self.network.init(key), None
 
   def loss(
-      self, net: Any, memory: None, batch: dict[str, Array], key: Array
+      self, net: Any, memory: None, batch: dict[str, Array], key: Array,
+      train: bool = False,
   ) -> tuple[Array, tuple[dict[str, Array], None]]:
     """Returns the loss of `{'image': uint8[B,H,W,3], 'label': int32[B]}`.
 
     The key draws the views. Scalars: 'accuracy' (share of views whose class
     was the likeliest).
     """
-    del memory
+    del memory, train
     image = views(key, batch['image'], flip=self.flip, padding=self.padding)
     logits = self.network.apply(net, image)[1]
     wanted = optax.smooth_labels(

@@ -47,7 +47,8 @@ class ImageObjective:
     return net, None
 
   def loss(
-      self, net: Any, memory: None, batch: dict[str, Array], key: Array
+      self, net: Any, memory: None, batch: dict[str, Array], key: Array,
+      train: bool = False,
   ) -> tuple[Array, tuple[dict[str, Array], None]]:
     """Returns the loss of `{'codes': int32[B,T], 'label': int32[B]}`.
 
@@ -55,8 +56,9 @@ class ImageObjective:
     'accuracy' (share of codes that were most likely), 'entropy' (of the law,
     nats a code).
     """
-    del memory, key
-    logits = self.logits(net, batch['codes'], batch['label'])
+    del memory
+    logits = self.logits(net, batch['codes'], batch['label'],
+                         key if train else None)
     log_p = jax.nn.log_softmax(logits, axis=-1)
     loss = optax.softmax_cross_entropy_with_integer_labels(
         logits, batch['codes'])
@@ -65,11 +67,14 @@ class ImageObjective:
     return jnp.mean(loss), ({
         'accuracy': jnp.mean(right), 'entropy': jnp.mean(entropy)}, None)
 
-  def logits(self, net: Any, codes: Array, label: Array) -> Array:
-    """Returns f32[B,T,V], one teacher-forced pass."""
+  def logits(
+      self, net: Any, codes: Array, label: Array,
+      dropout: Array | None = None,
+  ) -> Array:
+    """Returns f32[B,T,V], one teacher-forced pass; see `ImageLM.whole`."""
     params = jax.tree.map(
         lambda x: x if x.ndim == 1 else x.astype(self.dtype), net)
-    return self.lm.whole(params, codes, label)
+    return self.lm.whole(params, codes, label, dropout)
 
   def after(
       self, net: Any, memory: None, seen: None, key: Array

@@ -107,14 +107,15 @@ class MARObjective:
     return self.lm.random(key), None
 
   def loss(
-      self, net: Any, memory: None, batch: dict[str, Array], key: Array
+      self, net: Any, memory: None, batch: dict[str, Array], key: Array,
+      train: bool = False,
   ) -> tuple[Array, tuple[dict[str, Array], None]]:
     """Returns the loss of `{'codes': f32[B,N,C], 'label': int32[B]}`.
 
     A label is in [0, num_classes]; the last says nothing. Scalars: 'noise'
     (mean squared error), 'bound' (bits a channel).
     """
-    del memory
+    del memory, train
     keys = jax.random.split(key, 3)
     found, tokens, counts = said(
         self.lm, net, batch['codes'], batch['label'], keys[0], self.masks)
@@ -180,11 +181,12 @@ class DistilledMAR(MARObjective):
                        '>= 0, one of them positive')
 
   def loss(
-      self, net: Any, memory: None, batch: dict[str, Any], key: Array
+      self, net: Any, memory: None, batch: dict[str, Any], key: Array,
+      train: bool = False,
   ) -> tuple[Array, tuple[dict[str, Array], None]]:
     """Returns the loss; scalars also 'nats': divergence of a whole path."""
     teacher: Any = self.teacher
-    task, (scalars, _) = super().loss(net, memory, batch, key)
+    task, (scalars, _) = super().loss(net, memory, batch, key, train)
     keys = jax.random.split(jax.random.fold_in(key, 1), 3)
     process = fast(self.lm.process)
     args = batch['codes'], keys[0]

@@ -24,9 +24,13 @@ class Objective(Protocol):
     ...
 
   def loss(
-      self, net: Any, memory: Any, batch: Any, key: Array
+      self, net: Any, memory: Any, batch: Any, key: Array,
+      train: bool = False,
   ) -> tuple[Array, tuple[dict[str, Array], Any]]:
-    """Returns `(loss f32[], (scalars to report, what `after` needs))`."""
+    """Returns `(loss f32[], (scalars to report, what `after` needs))`.
+
+    With `train`, as it is trained with: dropout.
+    """
     ...
 
   def after(
@@ -103,7 +107,7 @@ class Fitter:
     keys = jax.random.split(jax.random.fold_in(key, state.step))
     (loss, (scalars, seen)), grads = jax.value_and_grad(
         self.objective.loss, has_aux=True)(
-            state.net, state.memory, batch, keys[0])
+            state.net, state.memory, batch, keys[0], train=True)
     state, norm = update(self.optimizer, state, loss, grads, rate)
     net, memory = self.objective.after(
         state.net, state.memory, seen, keys[1])

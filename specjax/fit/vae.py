@@ -56,7 +56,8 @@ class VAEObjective:
     return vae.init(self.config, key), None
 
   def loss(
-      self, net: Any, memory: None, batch: dict[str, Array], key: Array
+      self, net: Any, memory: None, batch: dict[str, Array], key: Array,
+      train: bool = False,
   ) -> tuple[Array, tuple[dict[str, Array], None]]:
     """Returns the loss of `batch['image'] uint8[B,H,W,3]`.
 
@@ -64,7 +65,7 @@ class VAEObjective:
     batch), 'kl' (nats an image), 'std' (deviation of the drawn latents, all
     places and channels together; before `config.scale`).
     """
-    del memory
+    del memory, train
     image = vq.to_float(batch['image'])
     model: Any = VAE(self.config)
     law = model.apply({'params': net}, image, method='encode')

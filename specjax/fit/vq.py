@@ -59,14 +59,15 @@ class VQObjective:
             jnp.zeros((self.config.num_codes,), jnp.int32))
 
   def loss(
-      self, net: Any, memory: Array, batch: dict[str, Array], key: Array
+      self, net: Any, memory: Array, batch: dict[str, Array], key: Array,
+      train: bool = False,
   ) -> tuple[Array, tuple[dict[str, Array], Any]]:
     """Returns the loss of `batch['image'] uint8[B,H,W,3]`.
 
     Scalars: 'psnr' (dB, over the batch), 'codes' (the vectors' losses),
     'used' (share of codes used within `dead_after` steps, or in this batch).
     """
-    del key
+    del key, train
     image = vq.to_float(batch['image'])
     model: Any = VQ(self.config)
     out = model.apply({'params': net}, image)

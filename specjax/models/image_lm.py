@@ -70,12 +70,16 @@ class ImageLM(CausalLM):
     condition = context.condition or {}
     return self.config.grid_prefix - condition['caption_length']
 
-  def whole(self, params: Any, codes: Array, label: Array) -> Array:
+  def whole(
+      self, params: Any, codes: Array, label: Array,
+      dropout: Array | None = None,
+  ) -> Array:
     """Returns logits f32[B,T,V] of whole images, one teacher-forced pass.
 
     Args:
       params: of the decoder. codes: int32[B,T].
       label: int32[B], in [0, num_conditions); the last says nothing.
+      dropout: key of `config.dropout`, in training.
     """
     tokens = jnp.concatenate(
         [self.config.vocab_size + label[:, None], codes[:, :-1]], axis=1)
@@ -84,7 +88,8 @@ class ImageLM(CausalLM):
                   position=place, whole=True)
     # A whole text leaves the cache alone: any will do.
     logits, _, _ = self.forward(
-        params, self.empty(1, 1)['cache'], tokens, block)
+        params, self.empty(1, 1)['cache'], tokens, block,
+        rngs={} if dropout is None else {'dropout': dropout})
     assert logits is not None
     return logits
 
@@ -116,7 +121,7 @@ def config_of(
 def shape(
     num_layers: int, num_heads: int, embed_dim: int, *, grid_width: int,
     vocab_size: int, num_classes: int | None, dtype: str = 'float32',
-    caption: tuple[int, int] = _CAPTION,
+    caption: tuple[int, int] = _CAPTION, dropout: float = 0.0,
 ) -> TransformerConfig:
   """Returns the shape of any size; see `config_of`.
 
@@ -124,6 +129,7 @@ def shape(
     num_layers, num_heads, embed_dim: the last a multiple of the second.
     grid_width, vocab_size, num_classes, dtype: as of `config_of`.
     caption: vectors of a caption, and their size.
+    dropout: in training.
   """
   if embed_dim % num_heads:
     raise ValueError(f'embed_dim={embed_dim} is not a multiple of '
@@ -137,7 +143,8 @@ def shape(
       vocab_size=vocab_size, num_layers=num_layers, embed_dim=embed_dim,
       mlp_dim=-(-hidden // 256) * 256, num_heads=num_heads,
       num_kv_heads=num_heads, head_dim=embed_dim // num_heads, norm_eps=1e-5,
-      tied=False, grid_width=grid_width, dtype=dtype, **options)
+      tied=False, grid_width=grid_width, dropout=dropout, dtype=dtype,
+      **options)
 
 
 def from_llamagen(

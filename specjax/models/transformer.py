@@ -50,6 +50,17 @@ class RMSNorm(nn.Module):
     return (normed * scale).astype(x.dtype)
 
 
+def drop(module: nn.Module, rate: float, x: Array) -> Array:
+  """Returns x with a share of zeros, where there is a key for it."""
+  if not rate or not module.has_rng('dropout'):
+    return x
+  # A byte an element: whole floats would cost more than the layer.
+  least = round(256 * rate)
+  kept = least <= jax.random.bits(
+      module.make_rng('dropout'), x.shape, jnp.uint8)
+  return jnp.where(kept, x * (256 / (256 - least)), 0).astype(x.dtype)
+
+
 class Attention(nn.Module):
   """Grouped-query attention over a cache."""
 
@@ -126,11 +137,11 @@ class Layer(nn.Module):
         h, cache, block, sight, table)
     if c.post_norms:
       h = RMSNorm(c, c.embed_dim, name='post_attention_norm')(h)
-    x = x + h
+    x = x + drop(self, c.dropout, h)
     h = MLP(c, name='mlp')(RMSNorm(c, c.embed_dim, name='mlp_norm')(x))
     if c.post_norms:
       h = RMSNorm(c, c.embed_dim, name='post_mlp_norm')(h)
-    return x + h, cache
+    return x + drop(self, c.dropout, h), cache
 
 
 class Transformer(nn.Module):
@@ -205,7 +216,7 @@ class Transformer(nn.Module):
     """
     c = self.config
     if jnp.issubdtype(x.dtype, jnp.integer):
-      x = self.embed(x)
+      x = drop(self, c.dropout, self.embed(x))
     end = c.num_layers if stop is None else stop
     wanted = set(taps) | ({f'resid_{stop}'} if stop is not None else set())
     found: dict[str, Array] = {}

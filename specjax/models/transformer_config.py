@@ -36,6 +36,9 @@ class TransformerConfig:
     grid_prefix: positions before the first cell; they are not rotated.
     caption_dim: None, or the prefix is `grid_prefix` feature vectors of this
       size (`models.image_lm`).
+    dropout: share of a layer's outputs, and of the embedding's, that training
+      sets to zero, in steps of 1/256; acts where a pass is given a key
+      `rngs={'dropout': ...}`, so never in decoding.
     dtype: of matrices, activations and cache; norms and logits are float32.
   """
 
@@ -65,6 +68,7 @@ class TransformerConfig:
   grid_width: int | None = None
   grid_prefix: int = 1
   caption_dim: int | None = None
+  dropout: float = 0.0
   dtype: str = 'float32'
 
   def __post_init__(self):
@@ -86,6 +90,8 @@ class TransformerConfig:
       raise ValueError(
           f'grid_width={self.grid_width}, head_dim={self.head_dim}: a grid '
           'has a width >= 1, and heads a multiple of 4')
+    if not 0 <= self.dropout < 1:
+      raise ValueError(f'dropout={self.dropout}: must be in [0, 1)')
     if self.caption_dim is not None and self.grid_width is None:
       raise ValueError(f'caption_dim={self.caption_dim} needs grid_width')
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +15,7 @@ from specjax.fit.step import Fitter
 from specjax.fit.vq import VQObjective
 from specjax.models import image_lm, vq
 from specjax.models.image_lm import ImageLM
+from specjax.models.transformer import drop
 from specjax.models.vq import VQ, VQConfig
 
 SMALL = VQConfig(num_codes=32, code_dim=4, channels=8, multipliers=(1, 2),
@@ -149,6 +151,44 @@ def test_the_pass_is_the_decoders():
         net, state, tokens[:, t:t + 1], jnp.full((2,), t),
         jnp.ones((2, 1), bool))
     np.testing.assert_allclose(logits, found[:, t], atol=1e-5)
+
+
+def test_dropout_acts_in_training_alone():
+  kept = ImageObjective(GRID)
+  dropped = ImageObjective(dataclasses.replace(GRID, dropout=0.5))
+  net, _ = kept.init(jax.random.key(0))
+  batch = {'codes': jnp.asarray([[1, 2, 3, 4]] * 64),
+           'label': jnp.zeros(64, int)}
+
+  def loss(objective, seed, train):
+    return objective.loss(net, None, batch, jax.random.key(seed), train)[0]
+  assert loss(dropped, 0, False) == loss(kept, 0, False)
+  assert loss(kept, 0, True) == loss(kept, 1, True)
+  assert loss(dropped, 0, True) != loss(dropped, 1, True)
+  fitters = [Fitter(objective, optax.adam(1.0)) for objective in (
+      kept, dropped)]
+  found = [fitter.step(fitter.init(jax.random.key(0)), batch,
+                       jax.random.key(1), np.float32(1e-3))[1]['loss']
+           for fitter in fitters]
+  assert found[0] != found[1]
+  evaluated = [fitter.evaluate(net, None, batch, jax.random.key(1))[0]
+               for fitter in fitters]
+  assert evaluated[0] == evaluated[1]
+
+
+@pytest.mark.parametrize('rate', [0.1, 0.5])
+def test_dropout_keeps_the_mean(rate):
+  class Half(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      return drop(self, rate, x)
+  x = jnp.ones((400, 400))
+  y = Half().apply({}, x, rngs={'dropout': jax.random.key(0)})
+  share = np.mean(np.asarray(y) == 0)
+  # In steps of 1/256; five deviations of 160,000 coins.
+  assert abs(share - round(256 * rate) / 256) < 5 * np.sqrt(rate / 160_000)
+  np.testing.assert_allclose(np.mean(y), 1.0, atol=0.01)
+  np.testing.assert_array_equal(Half().apply({}, x), x)
 
 
 def test_a_step_that_is_not_finite_changes_nothing():
