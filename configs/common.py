@@ -4,10 +4,13 @@ import pathlib
 
 from ml_collections import config_dict
 
-# The drafter of SmolLM2-135M-Instruct that comes with the sources.
-DRAFTER = str(
-    pathlib.Path(__file__).parents[1] / 'checkpoints'
-    / 'smollm2-135m-instruct-dspark')
+# What comes with the sources: the drafter of SmolLM2-135M-Instruct; for
+# CIFAR-10 a tokenizer, a decoder of its codes and a drafter, and the same for
+# continuous tokens.
+_SHIPPED = pathlib.Path(__file__).parents[1] / 'checkpoints'
+DRAFTER = str(_SHIPPED / 'smollm2-135m-instruct-dspark')
+CODES = str(_SHIPPED / 'cifar10-codes')
+LATENTS = str(_SHIPPED / 'cifar10-latents')
 
 _INT, _FLOAT, _STR = int, float, str
 

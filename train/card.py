@@ -35,7 +35,7 @@ def _card(config, scores, text, target, figures) -> str:
   command = 'python -m train.drafter ' + ' '.join(sys.argv[1:])
   device = jax.devices()[0]
   lines = [
-      f'# A {config.kind} drafter for {target.name}', '',
+      f'# A drafter for {target.name}: {config.kind}', '',
       'Drafts for this target only; with an exact rule the text is the '
       "target's own. Load it with the speculative configuration", '',
       '```json', json.dumps({'method': config.kind, 'model': 'FOLDER'}),

@@ -44,7 +44,7 @@ def grid(
   for i, image in enumerate(images):
     top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
     whole[top:top + height, left:left + width] = image
-  beside = _LETTER * max(map(len, rows), default=0) + 0.4
+  beside = _LETTER * max(map(len, rows), default=0) + 0.5
   wide = min(0.8 * columns, 14.0)
   figure, axes = new_figure(max(wide + beside, _LETTER * len(title)))
   figure.set_size_inches(
