@@ -50,9 +50,14 @@ def read(config: Any, target: Model, seed: int) -> Text:
   """Reads `config.data` and the prompts of `config.eval`.
 
   Raises:
-    ValueError: no such rollouts, another vocabulary, nothing to learn from or
-      nothing held out; the message says which.
+    ValueError: rows longer than the target's context, no such rollouts,
+      another vocabulary, nothing to learn from or nothing held out; the
+      message says which.
   """
+  length, context = config.data.length, target.max_length
+  if context is not None and length > context:
+    raise ValueError(f'config.data.length={length}: the context of '
+                     f'{target.name} is {context} tokens')
   train, held_out, facts = _records(config.data, target, seed)
   for name, rows in (('train', train), ('held-out', held_out)):
     _check(name, rows, target)
@@ -61,7 +66,6 @@ def read(config: Any, target: Model, seed: int) -> Text:
   if not 0 < config.data.share <= 1:
     raise ValueError(f'config.data.share={config.data.share}: in (0, 1]')
   train = train[:max(1, round(texts * config.data.share))]
-  length = config.data.length
   packed = Packed.from_records(train, length)
   about = {
       'rollouts': str(config.data.rollouts), 'texts': len(train),

@@ -37,6 +37,9 @@ class TransformerConfig:
     caption_dim: None, or the prefix is `grid_prefix` feature vectors of this
       size (`models.image_lm`).
     dtype: of matrices, activations and cache; norms and logits are float32.
+    max_length: tokens of context that the model is made for, rotary scaling
+      included; None where nobody says. Layers compute beyond it all the same:
+      it is for those who choose texts.
   """
 
   vocab_size: int
@@ -66,6 +69,7 @@ class TransformerConfig:
   grid_prefix: int = 1
   caption_dim: int | None = None
   dtype: str = 'float32'
+  max_length: int | None = None
 
   def __post_init__(self):
     if self.num_heads % self.num_kv_heads:

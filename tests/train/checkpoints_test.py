@@ -229,6 +229,16 @@ def test_text_that_will_not_do(tmp_path):
     text_lib.read(a_config(rollouts=str(tmp_path / 'bad.npz')), target, 0)
 
 
+def test_rows_longer_than_the_context():
+  config = a_config()
+  length = config.data.length
+  with pytest.raises(ValueError, match=(
+      f'config.data.length={length}: the context of random is {length - 1} ')):
+    text_lib.read(config, tiny.model(max_length=length - 1), 0)
+  longest = text_lib.read(config, tiny.model(max_length=length), 0)
+  assert longest.facts['rows'] > 0
+
+
 @pytest.mark.parametrize('kind, values, message', [
     ('eagle9', {}, 'known are dspark'),
     ('dspark', {'model': {'taps': (1, 3)}}, 'streams 0 to 2'),
