@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 import sys
 import types
 
@@ -111,6 +113,46 @@ def test_a_full_disk_keeps_the_states_before(monkeypatch, tmp_path):
   assert int(saved.restore(shapes(a_state()), None)[0].step) == 0
 
 
+# Of a file: a disk that is full for all of them needs the rights to mount.
+FULL = '''
+import resource, sys, numpy as np
+from absl import logging
+from pathlib import Path
+from train.checkpoints import Checkpoints
+from specjax.host import cli
+saved = Checkpoints(Path(sys.argv[1]), {}, 'x')
+state = {'a': np.random.default_rng(0).normal(size=1 << 18)}
+def main():
+  logging.set_verbosity(logging.WARNING)
+  saved.save({'a': np.ones(3)}, 1, {})
+  resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+  saved.save(state, 2, {})
+sys.argv[1:] = []
+cli.run(main)
+'''
+
+
+def test_a_full_disk_is_told_in_a_line(tmp_path):
+  """Orbax would log it once a thread, with tracebacks."""
+  done = subprocess.run(
+      [sys.executable, '-c', FULL, tmp_path], capture_output=True, text=True)
+  assert done.returncode == 1 and not done.stdout
+  assert done.stderr == (
+      f'error: {tmp_path}/00000002: cannot save: File too large; the state of '
+      'step 1 is intact\n')
+  assert Checkpoints(tmp_path, {}, 'x').steps == [1]
+
+
+def test_a_disk_without_any_space(monkeypatch, tmp_path):
+  saved = Checkpoints(tmp_path, CONFIG, 'x')
+  saved.save(a_state(), 1, FACTS)
+  usage = shutil.disk_usage(tmp_path)._replace(free=4096)
+  monkeypatch.setattr(checkpoint.shutil, 'disk_usage', lambda path: usage)
+  with pytest.raises(OutputError, match='save: No space left on device; the'):
+    saved.save(a_state(step=2), 2, FACTS)
+  assert [p.name for p in tmp_path.iterdir()] == ['00000001']
+
+
 def test_means_of_reports():
   report = {'weight': np.asarray([4.0, 2]), 'match': np.asarray([2.0, 2]),
             'loss': 1.0, 'bad': 0}
@@ -143,6 +185,19 @@ def test_metrics_go_on_where_the_state_was_saved(tmp_path):
   table = (tmp_path / 'metrics.csv').read_text().splitlines()
   assert table[0] == 'kind,step,match.1,match.2,held_out.loss'
   assert table[3] == 'eval,4,,,1.0'
+
+
+def test_a_full_disk_is_not_told_in_the_place_of_what_ended_a_run(
+    monkeypatch, tmp_path):
+  def full(path, text):
+    raise OutputError(f'{path}: full')
+  metrics = log.Metrics(tmp_path)
+  metrics.write('train', {'step': 1})
+  monkeypatch.setattr(log.output, 'write_text', full)
+  with pytest.raises(FloatingPointError), metrics:
+    raise FloatingPointError
+  with pytest.raises(OutputError, match='metrics.csv: full'), metrics:
+    pass
 
 
 def test_scalars_go_to_tensorboard_where_it_is(monkeypatch, tmp_path):
