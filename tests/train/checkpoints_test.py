@@ -284,6 +284,47 @@ def test_text_that_will_not_do(tmp_path):
     text_lib.read(a_config(rollouts=str(tmp_path / 'bad.npz')), target, 0)
 
 
+def test_prompts_from_a_file_are_counted(tmp_path):
+  target, path = tiny.model(), tmp_path / 'x.jsonl'
+
+  def read(target=target, **values):
+    config = a_config(rollouts='synthetic')
+    config.eval.update(
+        {'prompts': str(path), 'max_prompt': 30, 'new_tokens': 8, **values})
+    return text_lib.read(config, target, 0)
+  rows = [{'prompt': 'abc'}, {'prompt': ''}, {'prompt': 'abc'},
+          {'prompt': 'x' * 31}]
+  path.write_text('\n'.join(map(json.dumps, rows)) + '\n{oops\n')
+  text = read()
+  assert [p.tolist() for p in text.prompts] == [target.tokenizer.encode('abc')]
+  assert text.facts['eval_prompts_dropped'] == {
+      'empty': 1, 'malformed JSON': 1, 'duplicate prompt': 1, 'too long': 1}
+  with pytest.raises(ValueError, match='x.jsonl: no prompt is left: 3 too lo'):
+    read(max_prompt=2)
+  short = tiny.model(max_length=100)  # which decoding has to fit into
+  with pytest.raises(ValueError, match='x.jsonl: no prompt is left: 3 too lo'):
+    read(short, new_tokens=98)
+  with pytest.raises(ValueError, match=(
+      'most 0 tokens: .*max_prompt=30, .*new_tokens=100, context 100')):
+    read(short, prompts=None, new_tokens=100)
+  path.write_text('')
+  with pytest.raises(ValueError, match=(
+      'x.jsonl: no conversation is left: nothing in it')):
+    read()
+
+
+def test_questions_that_cannot_be_left_out_are_told(tmp_path):
+  target, path = tiny.model(), tmp_path / 'x.jsonl'
+  said = 'what is shared by both of them'
+  path.write_text(json.dumps({'prompt': said}) + '\n{oops\n')
+  rows = records(3)
+  shared = np.asarray(target.tokenizer.encode(said, add_bos=False), np.int32)
+  with pytest.warns(UserWarning, match='exclude nothing: 1 malformed JSON'):
+    kept, num = text_lib.without(
+        [*rows, Record(shared, 4)], str(path), target)
+  assert num == 1 and len(kept) == 3
+
+
 def test_rows_longer_than_the_context():
   config = a_config()
   length = config.data.length
