@@ -196,7 +196,11 @@ def rollouts(
       path = inner
       break
   if path.is_file():
-    train, facts = store.load_npz(path)
+    try:
+      train, facts = store.load_npz(path)
+    except ValueError as error:
+      raise ValueError(f'config.data.rollouts: {error}; give the folder that '
+                       'train.rollout wrote') from error
     other = path.with_name(f'{path.stem}-held_out.npz')
     return train, store.load_npz(other)[0] if other.exists() else [], facts
   if not (path / 'dataset_info.json').is_file():

@@ -282,6 +282,11 @@ def test_text_that_will_not_do(tmp_path):
   (tmp_path / 'bad.npz').write_bytes(b'PK')
   with pytest.raises(ValueError, match='not a file of rollouts'):
     text_lib.read(a_config(rollouts=str(tmp_path / 'bad.npz')), target, 0)
+  (tmp_path / 'x.jsonl').write_text('{"prompt": "abc"}\n')
+  with pytest.raises(ValueError, match=(
+      'data.rollouts: .*x.jsonl: not a file of rollouts .*; give the folder '
+      'that train.rollout wrote$')):
+    text_lib.read(a_config(rollouts=str(tmp_path / 'x.jsonl')), target, 0)
 
 
 def test_prompts_from_a_file_are_counted(tmp_path):
