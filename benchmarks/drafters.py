@@ -7,7 +7,8 @@
 `drafters.json` maps names to speculative configurations (`host.methods`);
 `{dir}` in a `model` is replaced by `--dir`. Every question is decoded by plain
 decoding and by each drafter in turn, so that ratios are of one run. Times are
-those of decoding: prefill apart.
+those of decoding: prefill apart. What cannot be built or compiled is left out;
+`skipped` in the record says why, by section.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import json
 import pathlib
 import sys
+from typing import Any
 
 from benchmarks import setup, support
 import specjax
@@ -49,18 +51,21 @@ def main(arguments=None) -> None:
       'new_tokens': args.new_tokens, 'slots': sizes, 'batch': 1}
   configs = json.loads(pathlib.Path(args.drafters).read_text())
   names = args.only.split(',') if args.only else list(configs)
-  made = {'plain': (Null(0), None)}
-  for name in names:
-    config = dict(configs[name])
-    if isinstance(config.get('model'), str):
-      config['model'] = config['model'].replace('{dir}', args.dir)
-    made[name] = methods.build(config, model, specjax.load)
+  made, unbuilt = build({n: configs[n] for n in names}, model, args.dir)
   for temperature in map(float, args.temperatures.split(',')):
     section = f'T={temperature:g}'
     runners = [
         support.Runner(name, model, drafter, params, temperature,
                        args.new_tokens)
         for name, (drafter, params) in made.items()]
+    runners, failed = support.able(
+        runners, [q.size for q in asked], args.threads)
+    skipped = {**unbuilt, **failed}
+    record.data.setdefault('skipped', {})[section] = skipped
+    for name, why in skipped.items():
+      print(f'{section} {name}: skipped: {why}', flush=True)
+    if [r.name for r in runners] in ([], ['plain']):
+      raise ValueError(f'{section}: no drafter is left')
 
     def save(number: int, section=section, runners=runners) -> None:
       if number % 20 == 0 or number == len(asked):
@@ -74,6 +79,27 @@ def main(arguments=None) -> None:
             f"({row['tau_before_repetition']:.3f} before repetition) "
             f"{row['ms_round']:.3f} ms a round, {row['speedup']:.3f}x",
             flush=True)
+
+
+def build(
+    configs: dict[str, Any], model: Any, folder: str
+) -> tuple[dict[str, tuple[Any, Any]], dict[str, str]]:
+  """Returns drafters with their parameters, and why the others are not.
+
+  Args:
+    configs: by name. model: the target. folder: `{dir}` in a `model`.
+  """
+  made: dict[str, tuple[Any, Any]] = {'plain': (Null(0), None)}
+  failed = {}
+  for name, config in configs.items():
+    config = dict(config)
+    if isinstance(config.get('model'), str):
+      config['model'] = config['model'].replace('{dir}', folder)
+    try:
+      made[name] = methods.build(config, model, specjax.load)
+    except ValueError as error:
+      failed[name] = str(error)
+  return made, failed
 
 
 if __name__ == '__main__':

@@ -180,7 +180,13 @@ class Runner:
     return built.replace(token_round=jnp.full(built.tokens.shape, -1))
 
   def compile(self, size: int) -> None:
-    """Compiles both programs ahead of time."""
+    """Compiles both programs ahead of time, once for each size.
+
+    Raises:
+      ValueError: the drafter or the target cannot take such a shape.
+    """
+    if size in self.programs:
+      return
     run, admit = loop.compiled()
     context = self.context(Question('', (1, 2, 3), size), 0)
     empty = jax.jit(lambda c: loop.empty(self.engine, c))
@@ -213,6 +219,24 @@ class Runner:
         'fresh_tokens': int(cut),
         'fresh_rounds': int(rounds[cut - 1]) + 1 if cut else 0,
         'text': new.tolist()})
+
+
+def able(
+    runners: Sequence[Runner], sizes: Iterable[int], threads: int
+) -> tuple[list[Runner], dict[str, str]]:
+  """Compiles; returns the runners that can be, and why the others cannot."""
+  def reason(runner: Runner, size: int) -> str | None:
+    try:
+      runner.compile(size)
+    except ValueError as error:
+      return str(error)
+    return None
+
+  jobs = [(r, s) for r in runners for s in sorted(set(sizes))]
+  found = compile_all([functools.partial(reason, *j) for j in jobs], threads)
+  failed = {runner.name: why for (runner, _), why in zip(
+      jobs, found, strict=True) if why is not None}
+  return [r for r in runners if r.name not in failed], failed
 
 
 def take_turns(

@@ -69,8 +69,10 @@ def main() -> int:
 
   # --- Measure --------------------------------------------------------
   turns = sum(len(p.turns or ('',)) for p in prompts) * options.n
+  programs = len(runs) * len(config.batch_sizes)
   status = BenchStatus(
-      quiet, turns * len(runs) * len(config.batch_sizes) * config.repeats)
+      quiet, num_turns=turns, num_runs=programs * config.repeats,
+      num_programs=programs)
   measured: list[dict[str, Any]] = []
   interrupted = False
   try:
@@ -80,8 +82,8 @@ def main() -> int:
       compile_s = {}
       for run in runs:
         compile_s[run.name] = warm_up(work, run)
-        status.note(f'{run.name}, batch {batch_size}: ready to run after '
-                    f'{compile_s[run.name]:.1f} s of compilation')
+        status.compiled(
+            f'{run.name}, batch {batch_size}', compile_s[run.name])
       for repeat in range(config.repeats):
         # A repeat counts once all its runs are there: no plain, no ratio.
         group = []

@@ -4,6 +4,7 @@ import json
 import pathlib
 import re
 import sys
+import types
 
 from absl import flags
 from matplotlib import image
@@ -12,6 +13,7 @@ import pytest
 from specjax import bench
 from specjax.data import questions
 from specjax.eval import speed
+from specjax.host import status as status_lib
 from specjax.io.errors import OutputError, PromptError
 
 _TINY = '--config=configs/bench_spec_bench.py:tiny'
@@ -259,3 +261,38 @@ def test_speed_ups_compare_within_a_repeat():
   assert row['speedup_min'] == pytest.approx(row['speedup'])
   assert row['speedup_max'] == pytest.approx(25 / 7.5)
   assert row['tpot_s'] is None
+
+
+def test_what_is_decoded_is_counted(monkeypatch, capsys):
+  """Turns are told from prompts, and compilation from decoding."""
+  clock = [0.0]
+  fake = types.SimpleNamespace(monotonic=lambda: clock[0])
+  monkeypatch.setattr(status_lib, 'time', fake)
+  status = status_lib.BenchStatus(
+      False, num_turns=3, num_runs=4, num_programs=2)
+
+  def decode(seconds, prompts):
+    status.begin('x', 1)
+    for index in prompts:
+      clock[0] += seconds / len(prompts)
+      status(types.SimpleNamespace(
+          request=types.SimpleNamespace(prompt_index=index, stream=0),
+          tokens=(1,) * 6, rounds=3, wall_s=seconds / len(prompts)))
+    status.end(seconds)
+    return capsys.readouterr().err
+  clock[0] = 100.0
+  status.compiled('x', 99.0)
+  assert capsys.readouterr().err == (
+      'x: ready to run after 99.0 s of compilation\n')
+  # Three runs of 12 s and another program of 100 s are left.
+  assert decode(12.0, (0, 0, 1)) == (
+      'x: 3 answers to 2 prompts, 1.5 tokens/s, 2.00 tokens/round; 25%, '
+      '2:16 left\n')
+  # A dialogue that ends early makes a run no less complete.
+  assert decode(4.0, (0, 1)).endswith(
+      'x: 2 answers, 3.0 tokens/s, 2.00 tokens/round; 50%, 1:56 left\n')
+  clock[0] += 50.0
+  status.compiled('y', 49.0)
+  capsys.readouterr()
+  assert '75%, 0:08 left' in decode(8.0, (0, 0, 1))
+  assert '100%, 0:00 left' in decode(8.0, (0, 0, 1))

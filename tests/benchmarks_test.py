@@ -126,6 +126,29 @@ def test_drafters_take_turns(tmp_path):
     assert sum(c['n'] for c in row['by_category'].values()) == asked
 
 
+def test_drafters_that_cannot_draft_are_skipped(tmp_path, capsys):
+  """By their configuration, or by the block that the target takes."""
+  configs = tmp_path / 'drafters.json'
+  configs.write_text(json.dumps({
+      'none': {'method': 'ngram', 'num_speculative_tokens': 0},
+      'wide': {'method': 'ngram', 'num_speculative_tokens': 64},
+      'chain': {'method': 'ngram', 'num_speculative_tokens': 2}}))
+  out = tmp_path / 'out.json'
+  arguments = [
+      '--target', 'tiny', '--drafters', str(configs), '--out', str(out),
+      '--num_questions', '1', '--new_tokens', '4', '--sizes', '900',
+      '--threads', '2']
+  drafters.main(arguments)
+  found = json.loads(out.read_text())
+  assert list(found['sections']['T=0']) == ['plain', 'chain']
+  skipped = found['skipped']['T=0']
+  assert 'num_speculative_tokens=0: Lookup needs >= 1' in skipped['none']
+  assert '65 tokens in one call or tree, but chunk=64' in skipped['wide']
+  assert 'T=0 wide: skipped: 65 tokens' in capsys.readouterr().out
+  with pytest.raises(ValueError, match='T=0: no drafter is left'):
+    drafters.main([*arguments, '--only', 'none,wide'])
+
+
 def test_questions_by_size():
   model = tiny.model()
   whole, none = support.questions(model, '', 4, [900], 0)

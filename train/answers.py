@@ -22,6 +22,9 @@ from specjax.distill.rollout import Progress, Settings
 from specjax.host import cli
 from specjax.host.load import Model
 
+# Why a prompt is dropped: it leaves too few tokens for its answer.
+NO_ROOM = 'too long for the context'
+
 
 def describe(settings: Settings) -> dict[str, Any]:
   """Returns settings as JSON values."""
@@ -148,11 +151,14 @@ class Writer:
   ) -> dict[int, np.ndarray]:
     """Returns prompts that fit, by index of their conversation."""
     longest = min(self.longest, self.settings.buckets[-1])
+    free = rollout.room(self.target.lm, self.settings)
     out = {}
     for index, dialogue in going.items():
       tokens = encode(self.target, dialogue.messages)
       if len(tokens) > longest:
         dropped[f'turn {turn + 1}: too long'] += 1
+      elif free is not None and len(tokens) > free:
+        dropped[f'turn {turn + 1}: {NO_ROOM}'] += 1
       else:
         out[index] = np.asarray(tokens, np.int32)
     return out

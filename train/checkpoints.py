@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import json
+import os
 from pathlib import Path
+import re
 import shutil
 from typing import Any
 import warnings
@@ -82,9 +84,8 @@ class Checkpoints:
       shutil.rmtree(partial, ignore_errors=True)
       last = f'the state of step {self.steps[-1]} is intact' if (
           self.steps) else 'no state is on disk'
-      text = str(error).splitlines() or [type(error).__name__]
       raise OutputError(
-          f'{folder}: cannot save: {text[0]}; {last}') from error
+          f'{folder}: cannot save: {_reason(error)}; {last}') from error
     if is_first:
       for old in self.steps[:-self._keep]:
         shutil.rmtree(self.folder / f'{old:08d}')
@@ -121,8 +122,7 @@ class Checkpoints:
       except _OtherRun:
         raise
       except Exception as error:  # damaged files fail in many types
-        text = str(error).splitlines() or [type(error).__name__]
-        damage = f'{folder}: cannot be read: {text[0]}'
+        damage = f'{folder}: cannot be read: {_reason(error)}'
         warnings.warn(damage, stacklevel=2)
         continue
       tree = jax.tree.structure(abstract)
@@ -162,6 +162,16 @@ def _same_arrays(
       raise _OtherRun(
           f'{folder}: another architecture: {name} is '
           f'{_say(have)} there, {_say(need)} here; give another --out')
+
+
+def _reason(error: Exception) -> str:
+  """Returns a line that says what went wrong."""
+  text = (error.strerror if isinstance(error, OSError) else '') or str(error)
+  # The system's own words, where tensorstore wraps them into its own.
+  code = re.search(r"os_error_code='(\d+)'", text)
+  if code:
+    return os.strerror(int(code[1]))
+  return (text.splitlines() or [type(error).__name__])[0]
 
 
 def _meet(what: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from specjax.data import conversations
 from specjax.distill import kinds
 from specjax.distill.trainer import Trainer
 from specjax.host import cli, image_sampling
@@ -44,6 +45,10 @@ def main() -> int:
       f'{text.facts["texts"]} texts, {text.facts["supervised_tokens"]} tokens '
       f'to learn from; {len(ids)} tokens can be drafted: '
       f'{vocab["held_out_coverage"]:.2%} of the held-out text', quiet)
+
+  dropped = conversations.describe(text.facts['eval_prompts_dropped'])
+  if dropped:
+    cli.note(f'{config.eval.prompts}: dropped {dropped}', quiet)
 
   # --- Task, and training ---------------------------------------------
   task = kinds.build(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import csv
+import io
 import json
 from pathlib import Path
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from specjax.io import output
+from specjax.io.errors import OutputError
 
 Row = dict[str, Any]
 
@@ -80,8 +82,11 @@ class Metrics:
     row = {'kind': kind, **row}
     self.rows.append(row)
     if self._enabled:
-      self._file.write(_line(row))
-      self._file.flush()
+      try:
+        self._file.write(_line(row))
+        self._file.flush()
+      except OSError as error:
+        raise OutputError(f'{self._path}: {error.strerror or error}') from error
     if self._writer is not None:
       for name, value in flat(row).items():
         if isinstance(value, (int, float)) and name != 'step':
@@ -101,12 +106,21 @@ class Metrics:
       self._writer.close()
     rows = [flat(r) for r in self.rows]
     names = list(dict.fromkeys(name for row in rows for name in row))
-    partial = self._folder / 'metrics.csv.partial'
-    with open(partial, 'w', newline='', encoding='utf-8') as file:
-      table = csv.DictWriter(file, names)
-      table.writeheader()
-      table.writerows(rows)
-    partial.replace(self._folder / 'metrics.csv')
+    text = io.StringIO(newline='')
+    table = csv.DictWriter(text, names)
+    table.writeheader()
+    table.writerows(rows)
+    output.write_text(self._folder / 'metrics.csv', text.getvalue())
+
+  def __enter__(self) -> Metrics:
+    return self
+
+  def __exit__(self, kind: Any, *unused: Any) -> None:
+    try:
+      self.close()
+    except (OSError, OutputError):
+      if kind is None:  # what ended the run is what is to be told
+        raise
 
 
 def flat(row: Mapping[str, Any], prefix: str = '') -> Row:

@@ -216,7 +216,7 @@ def complete(
     test(run, state, 0, 0.0, metrics, quiet)
   run.schedule(
       facts.get('num_steps') or run.config.steps or run.plan())
-  try:
+  with metrics:
     state, step, elapsed = train(
         run, state, facts, saved, metrics, stop, quiet)
     if step < run.num_steps:
@@ -224,8 +224,6 @@ def complete(
                f'command goes on from {saved.folder}')
       return state, metrics, 128 + stop.signal
     test(run, state, step, elapsed / 60, metrics, quiet)
-  finally:
-    metrics.close()
   return state, metrics, 0
 
 

@@ -56,10 +56,11 @@ def main() -> int:
       'chat_template': target.tokenizer.template_hash}
 
   # --- Prompts --------------------------------------------------------
+  free = room(target, answer)
   dropped: Counter[str] = Counter()
   prompts, dialogues = from_files(config, target, dropped)
   prompts += invented(config, target, user, origin, out, dropped, quiet)
-  prompts = distinct(prompts, config.max_prompt, dropped)
+  prompts = distinct(prompts, config.max_prompt, dropped, free)
 
   # --- Answers --------------------------------------------------------
   write = answers.Writer(
@@ -112,6 +113,20 @@ def check_turns(config: Any) -> None:
         f'config.max_turns={config.max_turns} begins with the first turn of '
         "each conversation: give --config.turns=first, too (not "
         f'{config.turns!r})')
+
+
+def room(target: Model, answer: Settings) -> int | None:
+  """Returns the tokens that the context has for a prompt; None: any number.
+
+  Raises:
+    ValueError: answers take all of it.
+  """
+  free = rollout.room(target.lm, answer)
+  if free is not None and free < 1:
+    raise ValueError(
+        f'config.answer.max_new={answer.max_new}: the context of '
+        f'{target.name} is {target.max_length} tokens, prompt included')
+  return free
 
 
 def settings(config: Any, section: str) -> Settings:
@@ -236,14 +251,23 @@ def _turns(records, num, dropped) -> list[np.ndarray]:
 
 
 def distinct(
-    prompts: Sequence[np.ndarray], longest: int, dropped: Counter[str]
+    prompts: Sequence[np.ndarray], longest: int, dropped: Counter[str],
+    free: int | None = None,
 ) -> list[np.ndarray]:
-  """Returns the prompts without duplicates and those that are too long."""
+  """Returns the prompts without duplicates and those that are too long.
+
+  Args:
+    prompts: token ids. longest: tokens that are wanted, at most.
+    dropped: counts the others, by reason.
+    free: tokens that the context has for a prompt; None: any number.
+  """
   kept: dict[bytes, np.ndarray] = {}
   for tokens in prompts:
     key = tokens.tobytes()
     if len(tokens) > longest:
       dropped['too long'] += 1
+    elif free is not None and len(tokens) > free:
+      dropped[answers.NO_ROOM] += 1
     elif key in kept:
       dropped['duplicate prompt'] += 1
     else:

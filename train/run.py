@@ -21,6 +21,7 @@ from specjax.distill.trainer import Trainer
 from specjax.host import drafter as drafter_lib
 from specjax.host import shapes
 from specjax.host.load import Model
+from specjax.io.errors import FormatError
 from specjax.parallel import rules
 from train import log, loop
 from train.text import Text
@@ -67,8 +68,12 @@ class Run(loop.Run):
     """Returns the state before the first step."""
     state = self._init(self._init_key, self.target.params)
     if self.config.init_from:
-      state = state.replace(net=drafter_lib.carry_over(
-          self.config.init_from, state.net, self.ids))
+      try:
+        net = drafter_lib.carry_over(
+            self.config.init_from, state.net, self.ids)
+      except FormatError as error:
+        raise ValueError(f'config.init_from: {error}') from error
+      state = state.replace(net=net)
     return state if self.mesh is None else rules.on_mesh(state, self.mesh)
 
   def abstract(self) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 import hashlib
 from pathlib import Path
@@ -50,9 +51,14 @@ def read(config: Any, target: Model, seed: int) -> Text:
   """Reads `config.data` and the prompts of `config.eval`.
 
   Raises:
-    ValueError: no such rollouts, another vocabulary, nothing to learn from or
-      nothing held out; the message says which.
+    ValueError: rows longer than the target's context, no such rollouts,
+      another vocabulary, nothing to learn from or nothing held out; the
+      message says which.
   """
+  length, context = config.data.length, target.max_length
+  if context is not None and length > context:
+    raise ValueError(f'config.data.length={length}: the context of '
+                     f'{target.name} is {context} tokens')
   train, held_out, facts = _records(config.data, target, seed)
   for name, rows in (('train', train), ('held-out', held_out)):
     _check(name, rows, target)
@@ -61,16 +67,17 @@ def read(config: Any, target: Model, seed: int) -> Text:
   if not 0 < config.data.share <= 1:
     raise ValueError(f'config.data.share={config.data.share}: in (0, 1]')
   train = train[:max(1, round(texts * config.data.share))]
-  length = config.data.length
   packed = Packed.from_records(train, length)
+  prompts, dropped = _prompts(config.eval, held_out, target)
   about = {
       'rollouts': str(config.data.rollouts), 'texts': len(train),
       'excluded': excluded, 'held_out_texts': len(held_out),
+      'eval_prompts_dropped': dict(dropped),
       'tokens': int(np.sum(packed.document > 0)),
       'supervised_tokens': int(np.sum(packed.supervised)),
       'rows': len(packed), 'density': packed.density, 'origin': facts}
   return Text(packed, Packed.from_records(held_out, length),
-              _prompts(config.eval, held_out, target), about)
+              prompts, about)
 
 
 def without(
@@ -87,13 +94,20 @@ def without(
 
   Raises:
     ValueError: a file that cannot be read, or nothing is left.
+
+  Warns:
+    UserWarning: rows that cannot be read; what they ask is not left out.
   """
   if not paths:
     return records, 0
   if target.tokenizer is None:
     raise ValueError(f'config.data.exclude={paths}: {target.name} has no '
                      'tokenizer')
-  rows, _ = conversations.read(paths.split(','))
+  rows, unread = conversations.read(paths.split(','))
+  if unread:
+    warnings.warn(
+        f'config.data.exclude={paths}: rows that exclude nothing: '
+        f'{conversations.describe(unread)}', stacklevel=2)
   said = [target.tokenizer.encode(what, add_bos=False)
           for row in rows for what in row.said_by_users]
   shared = filters.sharing(
@@ -182,7 +196,11 @@ def rollouts(
       path = inner
       break
   if path.is_file():
-    train, facts = store.load_npz(path)
+    try:
+      train, facts = store.load_npz(path)
+    except ValueError as error:
+      raise ValueError(f'config.data.rollouts: {error}; give the folder that '
+                       'train.rollout wrote') from error
     other = path.with_name(f'{path.stem}-held_out.npz')
     return train, store.load_npz(other)[0] if other.exists() else [], facts
   if not (path / 'dataset_info.json').is_file():
@@ -231,23 +249,36 @@ def _check(name: str, records: Sequence[Record], target: Model) -> None:
 
 def _prompts(
     config: Any, held_out: Sequence[Record], target: Model
-) -> list[np.ndarray]:
-  """Returns the prompts that acceptance is measured on, short enough."""
+) -> tuple[list[np.ndarray], Counter[str]]:
+  """Returns the prompts that acceptance is measured on, short enough.
+
+  Returns:
+    `(prompts, dropped)`: counts of the rows of `config.prompts` that are not
+    used, by reason.
+  """
+  longest, dropped = config.max_prompt, Counter[str]()
+  if target.max_length is not None:  # and what is decoded
+    longest = min(longest, target.max_length - config.new_tokens)
   if config.prompts is None:
     found = [r.tokens[:r.prompt_length] for r in held_out]
   else:
-    found = _from_file(config.prompts, config.max_prompt, target)
-  found = [p for p in found if len(p) <= config.max_prompt]
+    found, dropped = _from_file(config.prompts, longest, target)
+  found = [p for p in found if len(p) <= longest]
   if not found:
-    raise ValueError('no held-out prompt has at most '
-                     f'config.eval.max_prompt={config.max_prompt} tokens')
+    raise ValueError(
+        f'no held-out prompt has at most {longest} tokens: '
+        f'config.eval.max_prompt={config.max_prompt}, config.eval.new_tokens='
+        f'{config.new_tokens}, context {target.max_length or "unknown"}')
   # Spread over the list: a file may be in order of subject.
   places = np.unique(np.linspace(
       0, len(found) - 1, min(config.num_prompts, len(found))).astype(int))
-  return [found[i] for i in places]
+  return [found[i] for i in places], dropped
 
 
-def _from_file(path: str, longest: int, target: Model) -> list[np.ndarray]:
+def _from_file(
+    path: str, longest: int, target: Model
+) -> tuple[list[np.ndarray], Counter[str]]:
+  """Returns the first prompt of each row; counts of the others."""
   text: Any = target.tokenizer
   if text is None:
     raise ValueError(f'config.eval.prompts={path}: {target.name} has no '
@@ -257,6 +288,10 @@ def _from_file(path: str, longest: int, target: Model) -> list[np.ndarray]:
     if isinstance(what, str):
       return text.encode(what)
     return text.encode(text.apply_chat_template(what), add_bos=False)
-  rows, _ = conversations.read(path)
-  return conversations.prompts(
-      rows, encode, max_length=longest, turns='first')[0]
+  rows, dropped = conversations.read(path)
+  try:
+    found, unfit = conversations.prompts(
+        rows, encode, max_length=longest, turns='first')
+  except ValueError as error:
+    raise ValueError(f'{path}: {error}') from error
+  return found, dropped + unfit

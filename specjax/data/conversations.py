@@ -86,8 +86,7 @@ def read(
     PromptError: a file cannot be read, or no row is left; the message says
       what was wrong with them.
   """
-  if isinstance(paths, (str, Path)):
-    paths = [paths]
+  paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
   rows: list[Conversation] = []
   dropped: Counter[str] = Counter()
   for path in map(Path, paths):
@@ -98,7 +97,8 @@ def read(
         dropped[str(reason)] += 1
   if not rows:
     why = describe(dropped) or 'nothing in it'
-    raise PromptError(f'no conversation is left: {why}')
+    raise PromptError(
+        f'{", ".join(map(str, paths))}: no conversation is left: {why}')
   return rows, dropped
 
 

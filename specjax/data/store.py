@@ -13,6 +13,7 @@ import json
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
+import zipfile
 
 import numpy as np
 import numpy.typing as npt
@@ -111,6 +112,9 @@ def load_npz(path: str | Path) -> tuple[list[Record], dict[str, Any]]:
   Raises:
     ValueError: the file is missing, truncated or another kind of file.
   """
+  if Path(path).is_file() and not zipfile.is_zipfile(path):
+    # Of which numpy would say that it may be a pickle.
+    raise ValueError(f'{path}: not a file of rollouts (.npz), or cut off')
   try:
     with np.load(path, allow_pickle=False) as file:
       arrays = {name: file[name] for name in file.files}

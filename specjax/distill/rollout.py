@@ -75,8 +75,8 @@ def generate(
     Records in order of completion, `prompt_index` telling whose.
 
   Raises:
-    ValueError: a prompt is empty, too long or out of the vocabulary, or
-      `turn` is negative.
+    ValueError: a prompt is empty, too long (with `settings.max_new`, for the
+      context of the target) or out of the vocabulary, or `turn` is negative.
     FloatingPointError: NaN or infinite logits; the message names the prompt.
       Answers of its neighbours that were finished have been yielded.
   """
@@ -84,7 +84,8 @@ def generate(
   if turn < 0:
     raise ValueError(f'turn={turn}: must be >= 0')
   arrays = {i: np.asarray(p, np.int32) for i, p in _items(prompts)}
-  _check(arrays, getattr(target, 'num_ids', target.vocab_size), settings)
+  _check(arrays, target, settings, getattr(
+      target, 'num_ids', target.vocab_size))
   yield from _generate(
       target, params, arrays, eos, settings, skip, mesh, on_progress,
       stream=_TURNS + turn if turn else _ANSWERS)
@@ -138,7 +139,8 @@ def self_prompts(
   if not len(prefixes) or not suffix.size:
     raise ValueError('self_prompts needs a prefix and a suffix')
   heads = [np.asarray(p, np.int32) for p in prefixes]
-  _check(dict(enumerate([*heads, suffix])), target.vocab_size, settings)
+  _check(dict(enumerate([*heads, suffix])), target, settings,
+         target.vocab_size)
   prompts = {i: heads[i % len(heads)] for i in range(num)}
   ends = list(dict.fromkeys([int(suffix[0]), *eos]))
   for record in _generate(
@@ -148,15 +150,30 @@ def self_prompts(
       yield record.prompt_index, np.concatenate([record.tokens[:-1], suffix])
 
 
+def room(target: Any, settings: Settings) -> int | None:
+  """Returns the tokens that the context has for a prompt; None: any number.
+
+  What remains of the target's `max_length` is for `settings.max_new` tokens.
+  """
+  context = getattr(target, 'max_length', None)
+  return None if context is None else context - settings.max_new
+
+
 def _check(
-    prompts: Mapping[int, np.ndarray], vocab_size: int, settings: Settings
+    prompts: Mapping[int, np.ndarray], target: Any, settings: Settings,
+    vocab_size: int,
 ) -> None:
   """Raises ValueError for prompts that cannot be fed."""
-  most = settings.buckets[-1]
+  most, free = settings.buckets[-1], room(target, settings)
   for index, tokens in prompts.items():
     if tokens.ndim != 1 or not 1 <= tokens.size <= most:
       raise ValueError(f'prompt {index}: shape {tokens.shape}; 1 to {most} '
                        'token ids can be fed (settings.buckets)')
+    if free is not None and tokens.size > free:
+      raise ValueError(
+          f'prompt {index}: {tokens.size} tokens and max_new='
+          f'{settings.max_new}; the context of this model is '
+          f'{target.max_length}')
     if tokens.min() < 0 or tokens.max() >= vocab_size:
       raise ValueError(f'prompt {index}: token ids {tokens.min()} to '
                        f'{tokens.max()}: must be in [0, {vocab_size})')
@@ -226,4 +243,5 @@ def _generate(
 
 
 __all__ = [
-    'Progress', 'Record', 'Settings', 'generate', 'plan', 'self_prompts']
+    'Progress', 'Record', 'Settings', 'generate', 'plan', 'room',
+    'self_prompts']

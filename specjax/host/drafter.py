@@ -19,7 +19,7 @@ from specjax.drafters.eagle import EagleSource
 from specjax.drafters.medusa import HeadsSource
 from specjax.drafters.source import LanguageModel
 from specjax.host.load import Model
-from specjax.io import drafter_file
+from specjax.io import checkpoint, drafter_file
 from specjax.io.errors import FormatError
 from specjax.models import trained
 from specjax.parallel import rules
@@ -132,25 +132,23 @@ def carry_over(folder: str | Path, net: Any, ids: Any) -> Any:
   that token, tokens that are new keep the fresh weights.
 
   Raises:
-    FormatError: tensors of other names or shapes.
+    FormatError: no drafter (states of a training run are none), or a tensor
+      of another shape; the message names the first one and both shapes.
   """
+  _no_state(Path(folder))
   arrays, old, facts = drafter_file.read(folder)
   axes = _draft_axes(_model(folder, facts))
   ids = np.asarray(ids)
   _, mine, theirs = np.intersect1d(ids, old, return_indices=True)
-  fresh = named(net)
-  if set(fresh) != set(arrays):
-    raise FormatError(f'{folder}: another kind of drafter: tensors '
-                      f'{sorted(set(fresh) ^ set(arrays))}')
+  # What it would be with as many tokens as the saved one drafts.
+  wanted = {name: tuple(n + (len(old) - len(ids)) * (i == axes.get(name))
+                        for i, n in enumerate(leaf.shape))
+            for name, leaf in named(net).items()}
+  _same_shapes(folder, {k: x.shape for k, x in arrays.items()}, wanted)
 
   def one(path, leaf):
     name = _name(path)
     array, axis = arrays[name], axes.get(name)
-    wanted = tuple(n + (len(old) - len(ids)) * (i == axis)
-                   for i, n in enumerate(leaf.shape))
-    if array.shape != wanted:
-      raise FormatError(f'{folder}: tensor {name!r} has shape {array.shape}, '
-                        f'expected {wanted}')
     if axis is None:
       return jnp.asarray(array, leaf.dtype)
     # Rows beyond the vocabulary, at the end, are everybody else's.
@@ -160,6 +158,30 @@ def carry_over(folder: str | Path, net: Any, ids: Any) -> Any:
         np.append(theirs, len(old) + extra)]
     return jnp.asarray(np.moveaxis(out, 0, axis), leaf.dtype)
   return jax.tree_util.tree_map_with_path(one, net)
+
+
+def _no_state(folder: Path) -> None:
+  """Raises FormatError for states of a training run, or its whole --out."""
+  if (folder / 'config.json').is_file():
+    return
+  places = [folder, *folder.glob('*'), *folder.glob('checkpoints/*')]
+  if any(map(checkpoint.is_checkpoint, places)):
+    raise FormatError(
+        f'{folder}: holds states of training, and wanted is a drafter: give '
+        "the folder 'drafter' that train.drafter wrote to its --out")
+
+
+def _same_shapes(
+    folder: Any, found: Mapping[str, tuple[int, ...]],
+    wanted: Mapping[str, tuple[int, ...]],
+) -> None:
+  """Raises FormatError naming the first tensor that differs."""
+  for name in [*wanted, *found]:
+    have, need = (list(x[name]) if name in x else 'absent'
+                  for x in (found, wanted))
+    if have != need:
+      raise FormatError(f'{folder}: a drafter of another size or kind: '
+                        f'{name} is {have} there, {need} here')
 
 
 def fingerprint(target: Model) -> str:

@@ -71,7 +71,8 @@ def generate(
     verifier_params: arrays of the rule: a judge's head, LANTERN's
       neighbours.
     batch_size: slots; None takes min(8, number of requests).
-    capacity: tokens a slot can hold, prompt included; None fits all.
+    capacity: tokens a slot can hold, prompt included; None fits all, up to
+      the context of the target.
     seed: of the run; requests without a seed of their own derive theirs.
     exact: pin the compiler's kernel choice (bitwise equality across
       separate compilations; may be slower).
@@ -91,7 +92,8 @@ def generate(
 
   Raises:
     ValueError: a prompt, option or combination that cannot be run; the
-      message names it. MemoryError: it will not fit, said before allocation.
+      message names it. A prompt must fit into the target's context with its
+      `max_new_tokens`. MemoryError: it will not fit, said before allocation.
     FloatingPointError: NaN or infinite logits (request, round).
   """
   prompts, samplings = _pair(prompts, sampling)
@@ -107,10 +109,15 @@ def generate(
   rule = choose_rule(
       verify, drafter, samplings, target.vocab_size, verifier_params)
   _check_width(target, drafter)
-  size = capacity or _round_up(max(d.longest() for d in dialogues))
+  size = capacity or _size(dialogues, target.max_length)
   batch = batch_size or min(8, len(first))
-  for request in first:  # before anything is compiled
+
+  def check(request: Request) -> None:
+    requests_lib.check_context(request, target.max_length, capacity)
     requests_lib.check(request, size, target.num_ids)
+
+  for request in first:  # before anything is compiled
+    check(request)
   stages = requests_lib.stages(first, len(target.eos))
   decoder = Decoder(
       Engine(target.lm, drafter, rule),
@@ -133,7 +140,7 @@ def generate(
     following = dialogues[result.request.prompt_index].next(result)
     try:
       if following is not None:
-        requests_lib.check(following, size, target.num_ids)
+        check(following)
     except ValueError as error:  # not worth the loss of all other answers
       warnings.warn(f'{error}; this dialogue ends here', stacklevel=2)
       return None
@@ -277,5 +284,8 @@ def _pair(prompts, sampling):
   return prompts, samplings
 
 
-def _round_up(size: int) -> int:
-  return -(-size // _SIZE_STEP) * _SIZE_STEP
+def _size(dialogues: Sequence[Dialogue], most: int | None) -> int:
+  """Returns tokens a slot must hold, in steps, at most `most`."""
+  size = max(d.longest() for d in dialogues)
+  size = -(-size // _SIZE_STEP) * _SIZE_STEP
+  return size if most is None else min(size, most)

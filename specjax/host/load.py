@@ -50,10 +50,14 @@ class Model:
     return getattr(self.lm, 'num_ids', self.vocab_size)
 
   @property
+  def max_length(self) -> int | None:
+    """Tokens of context, prompt and answer; None where nobody says."""
+    return getattr(self.lm, 'max_length', None)
+
+  @property
   def guidance(self) -> float:
     """Scale of an image model that is guided, else 1."""
     return float(getattr(self.lm, 'scale', 1.0))
-
 
   @property
   def dtype(self) -> str | None:

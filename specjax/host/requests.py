@@ -189,14 +189,32 @@ def _form(
       request.tokens[0], tuple) else 0
 
 
+def check_context(
+    request: Request, max_length: int | None, capacity: int | None = None
+) -> None:
+  """Raises ValueError for a text longer than a model is made for, if known.
+
+  `capacity` is where the text ends at the latest, if anywhere.
+  """
+  num, new = len(request.tokens), request.sampling.max_new_tokens
+  most = num + new if capacity is None else min(num + new, capacity)
+  if max_length is not None and max(num + 1, most) > max_length:
+    raise ValueError(
+        f'prompt {_name(request)}: {num} tokens and max_new_tokens={new}; '
+        f'the context of this model is {max_length}')
+
+
+def _name(request: Request) -> str:
+  return f'{request.id} (turn {request.turn + 1})' if (
+      request.turn) else request.id
+
+
 def check(request: Request, size: int, num_ids: int) -> None:
   """Raises ValueError for a prompt that a slot of `size` cannot hold.
 
   `num_ids` are the ids that it may hold; 0 says real numbers.
   """
-  name, num, room = request.id, len(request.tokens), size - 1
-  if request.turn:
-    name = f'{name} (turn {request.turn + 1})'
+  name, num, room = _name(request), len(request.tokens), size - 1
   if not num:
     raise ValueError(f'prompt {name}: no tokens')
   if num > room:

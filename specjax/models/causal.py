@@ -64,6 +64,11 @@ class CausalLM:
     """Ids that a prompt may hold: V, and conditions."""
     return self.vocab_size + self.config.num_conditions
 
+  @property
+  def max_length(self) -> int | None:
+    """Tokens of context that the model is made for; None: nobody says."""
+    return self.config.max_length
+
   def empty(self, batch: int, capacity: int) -> Any:
     """Returns `{'cache': one dict a layer}`."""
     return {'cache': empty_cache(

@@ -12,7 +12,13 @@ from typing import Any
 
 from specjax.io.errors import FormatError
 from specjax.models import rope
-from specjax.models.config_gguf import DTYPES, check_dtype, from_gguf, need
+from specjax.models.config_gguf import (
+  DTYPES,
+  check_dtype,
+  from_gguf,
+  max_length,
+  need,
+)
 from specjax.models.transformer_config import TransformerConfig
 
 __all__ = ('DTYPES', 'from_gguf', 'from_hf')
@@ -108,7 +114,9 @@ def from_hf(
       query_scale=scalar ** -0.5 if scalar and scalar != head_dim else None,
       final_softcap=text.get('final_logit_softcapping') or None,
       tied=bool(text.get('tie_word_embeddings', False)),
-      dtype=check_dtype(dtype))
+      dtype=check_dtype(dtype),
+      max_length=max_length(
+          text.get('max_position_embeddings'), scaling, is_gemma))
 
 
 def _hf_family(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -62,14 +62,14 @@ def from_gguf(
     raise FormatError('the vocabulary size is in none of '
                       f'{family}.vocab_size, tokenizer.ggml.tokens')
   local = _local_layers(keys, num_layers) if is_gemma else ()
+  scaling = _rope(keys, names, read, head_dim, base)
   return TransformerConfig(
       vocab_size=vocab, num_layers=num_layers, embed_dim=embed_dim,
       mlp_dim=_same(keys, 'feed_forward_length'), num_heads=num_heads,
       num_kv_heads=_same(keys, 'attention.head_count_kv', num_heads),
       head_dim=head_dim,
       norm_eps=need(keys, 'attention.layer_norm_rms_epsilon'),
-      rope_base=base, rope_scaling=_rope(keys, names, read, head_dim,
-                                              base),
+      rope_base=base, rope_scaling=scaling,
       # Gemma's second base is usually not written down.
       local_rope_base=(
           float(keys.get('rope.freq_base_swa', 1e4)) if is_gemma else None),
@@ -83,7 +83,26 @@ def from_gguf(
                                     embed_dim // num_heads),
       attention_softcap=keys.get('attn_logit_softcapping') or None,
       final_softcap=keys.get('final_logit_softcapping') or None,
-      tied=_tied(names, read), dtype=check_dtype(dtype))
+      tied=_tied(names, read), dtype=check_dtype(dtype),
+      max_length=max_length(keys.get('context_length'), scaling, is_gemma))
+
+
+def max_length(
+    said: int | None, scaling: rope.RopeScaling | None, is_gemma: bool
+) -> int | None:
+  """Returns the tokens of context that a model has.
+
+  Args:
+    said: what its file says, or None.
+    scaling: of its rotary embedding.
+    is_gemma: Gemma 3 counts its scaling in; so does Llama 3.
+  """
+  if not said or scaling is None or is_gemma or scaling.kind == 'llama3':
+    return int(said) if said else None
+  if scaling.kind == 'linear':
+    return int(said * scaling.factor)
+  # Files with YaRN say the length before the scaling, or the one after it.
+  return max(int(said), int(scaling.original_length * scaling.factor))
 
 
 def need(keys: Mapping[str, Any], key: str) -> Any:

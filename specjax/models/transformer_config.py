@@ -40,6 +40,9 @@ class TransformerConfig:
       sets to zero, in steps of 1/256; acts where a pass is given a key
       `rngs={'dropout': ...}`, so never in decoding.
     dtype: of matrices, activations and cache; norms and logits are float32.
+    max_length: tokens of context that the model is made for, rotary scaling
+      included; None where nobody says. Layers compute beyond it all the same:
+      it is for those who choose texts.
   """
 
   vocab_size: int
@@ -70,6 +73,7 @@ class TransformerConfig:
   caption_dim: int | None = None
   dropout: float = 0.0
   dtype: str = 'float32'
+  max_length: int | None = None
 
   def __post_init__(self):
     if self.num_heads % self.num_kv_heads:

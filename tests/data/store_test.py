@@ -49,6 +49,9 @@ def test_npz_refuses(tmp_path):
   np.savez(path, other=np.ones(3))
   with pytest.raises(ValueError, match='not a file of rollouts .KeyError'):
     store.load_npz(path)
+  path.write_text('{"prompt": "a"}\n')  # numpy would advise to unpickle it
+  with pytest.raises(ValueError, match=r'rollouts \(.npz\), or cut off$'):
+    store.load_npz(path)
 
 
 def full_disk(*args, **kwargs):

@@ -7,6 +7,7 @@ import toy_text
 
 from specjax.distill import rollout
 from specjax.distill.rollout import Settings
+from specjax.host import tiny
 from specjax.parallel import make_mesh
 
 ENDS = toy_text.model(end=2.0)  # says so often
@@ -184,6 +185,22 @@ def test_prompts_refused(bad, text):
   with pytest.raises(ValueError, match=text):
     next(rollout.generate(ENDS.lm, ENDS.params, [[1], bad], eos=EOS,
                           settings=settings()))
+
+
+def test_prompts_longer_than_the_context():
+  """With their answers they must fit; so must the user turns."""
+  model = tiny.model(num_layers=1, max_length=40)
+  asked = settings(max_new=24)
+  assert rollout.room(model.lm, asked) == 16
+  assert rollout.room(ENDS.lm, asked) is None
+  with pytest.raises(ValueError, match=(
+      'prompt 1: 17 tokens and max_new=24; the context of .* is 40')):
+    next(rollout.generate(model.lm, model.params, [[1] * 16, [1] * 17],
+                          eos=EOS, settings=asked))
+  with pytest.raises(ValueError, match='prompt 0: 17 tokens and max_new=24'):
+    next(rollout.self_prompts(
+        model.lm, model.params, 2, prefixes=[[1] * 17], suffix=[2], eos=EOS,
+        settings=settings(max_new=24, temperatures=(1.0,))))
 
 
 def test_nan_is_told_with_its_prompt():

@@ -17,7 +17,7 @@ from specjax.drafters.copying import Copying
 from specjax.host import drafter as drafter_lib
 from specjax.host import interchange, methods, tiny
 from specjax.host.generate import generate
-from specjax.io import safetensors
+from specjax.io import checkpoint, safetensors
 from specjax.io.errors import FormatError
 from specjax.io.options import Sampling
 
@@ -208,8 +208,33 @@ def test_training_goes_on_with_another_vocabulary(
   # And the same tokens again: everything is kept.
   same = drafter_lib.carry_over(tmp_path, fresh(old, 2)[1], old)
   jax.tree.map(np.testing.assert_array_equal, same, net)
-  with pytest.raises(FormatError, match='has shape .*, expected'):
+  with pytest.raises(FormatError, match=r'is \[.*\] there, \[.*\] here'):
     drafter_lib.carry_over(tmp_path, net, new)
+
+
+def test_what_cannot_be_gone_on_with(tmp_path):
+  target = a_target()
+  made(tmp_path / 'x')
+
+  def carry(folder, **changes):
+    task = kinds.build('dspark', target.lm.config, len(IDS),
+                       model={**SMALL, **changes})
+    net = jax.eval_shape(lambda: task.init(jax.random.key(0), target.params))
+    drafter_lib.carry_over(folder, net, IDS)
+  for changes, said in (
+      ({'markov_rank': 5}, r'confidence_out is \[36\] there, \[37\] here'),
+      ({'num_layers': 2}, r'layer_1.* is absent there, \[.*\] here'),
+      ({'mlp_dim': 48}, r'layer_0.mlp.down is \[64, 32\] there, \[48, 32\] h')):
+    with pytest.raises(FormatError, match=f'another size or kind: {said}'):
+      carry(tmp_path / 'x', **changes)
+  state = tmp_path / 'run' / 'checkpoints' / '00000001'
+  checkpoint.save(state, {'a': np.ones(3)}, {})
+  for folder in (state, state.parent, tmp_path / 'run'):
+    with pytest.raises(FormatError, match=(
+        f"{folder}: holds states of training, .* the folder 'drafter' ")):
+      carry(folder)
+  with pytest.raises(FormatError, match='nowhere: no config.json'):
+    carry(tmp_path / 'nowhere')
 
 
 def test_drafters_of_others_are_loaded_from_their_folder(tmp_path):

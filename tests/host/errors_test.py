@@ -21,6 +21,7 @@ from specjax.io.errors import OutputError, PromptError
 MODEL = toy_text.model()
 NAMELESS = dataclasses.replace(MODEL, tokenizer=None)
 ONE = Sampling(temperature=1.0)
+SHORT = tiny.model(num_layers=1, max_length=64)
 
 
 @pytest.mark.parametrize('field, value, allowed', [
@@ -72,6 +73,13 @@ EVERYTHING = tuple(range(toy_text.VOCAB))
      ['a', [1, 264, -1]], {}),
     ('prompt 1: 70 tokens, 7 more than the capacity of 64', MODEL, None,
      ['a', 'b' * 70], {'capacity': 64}),
+    ('prompt 1: 20 tokens and max_new_tokens=45; the context .* is 64', SHORT,
+     None, ['a', 'b' * 20], {'sampling': Sampling(max_new_tokens=45)}),
+    ('prompt 0: 64 tokens and max_new_tokens=1; the context .* is 64', SHORT,
+     None, ['b' * 64], {'sampling': Sampling(max_new_tokens=1)}),
+    ('prompt 0: 64 tokens and max_new_tokens=9; the context .* is 64', SHORT,
+     None, ['b' * 64], {'capacity': 32, 'sampling': Sampling(
+         max_new_tokens=9)}),
     ('2 sampling options for 3 prompts', MODEL, None, ['a'] * 3,
      {'sampling': [ONE] * 2}),
     ('batch_size=0: must be an integer >= 1', MODEL, None, ['a'],
@@ -131,6 +139,22 @@ def test_drafts_longer_than_the_target_takes_at_once():
   with pytest.raises(ValueError, match=(
       'num_speculative_tokens=64: this target takes at most 63')):
     generate(model, Null(64), ['a'], Sampling(max_new_tokens=2))
+
+
+def test_texts_that_just_fit_the_context():
+  """Also where the limit is a given capacity; what may follow is told."""
+  for new, kwargs in ((44, {}), (200, {'capacity': 64})):
+    found = generate(SHORT, Lookup(2), ['b' * 20], Sampling(
+        max_new_tokens=new, ignore_eos=True), **kwargs)
+    assert len(found.results[0].tokens) == 44
+    assert found.description['capacity'] == 64
+  asked = Prompt(id='a', turns=('b', 'c' * 20))
+  with pytest.warns(UserWarning, match=(
+      r'prompt a.1 \(turn 2\): .* tokens and max_new_tokens=8; the context '
+      'of this model is 64; this dialogue ends here')):
+    found = generate(SHORT, None, [asked], Sampling(
+        max_new_tokens=8, ignore_eos=True))
+  assert [r.request.turn for r in found.results] == [0]
 
 
 def test_vocabularies_that_differ():

@@ -44,7 +44,7 @@ def test_llama():
   assert got.tied and not (got.qkv_bias or got.qk_norm or got.post_norms)
   assert got.local_layers == () and got.window is None
   assert got.num_params == 134_515_008  # as published
-  assert got.dtype == 'bfloat16'
+  assert got.dtype == 'bfloat16' and got.max_length == 8192
   hash(got)
 
 
@@ -214,7 +214,7 @@ def test_gguf_equals_hf():
       attention__value_length=256, attention__sliding_window=512,
       rope__freq_base=1e6, vocab_size=262144)
   got = config_lib.from_gguf(_gguf('gemma3', **keys), NAMES)
-  assert got == config_lib.from_hf(GEMMA)
+  assert got == config_lib.from_hf({**GEMMA, 'max_position_embeddings': 4096})
   big = config_lib.from_gguf(
       _gguf('gemma3', **{**keys, 'block_count': 62}), NAMES)
   assert big.query_scale == pytest.approx(160 ** -0.5)
@@ -237,6 +237,34 @@ def test_gguf_equals_hf():
 def test_gguf_rope_scaling(keys, expected):
   got = config_lib.from_gguf(_gguf('qwen2', **keys), NAMES)
   assert got.rope_scaling == expected
+  is_linear = expected is not None and expected.kind == 'linear'
+  assert got.max_length == 4096 * (expected.factor if is_linear else 1)
+
+
+def scaled(**values):
+  return {'rope_scaling': dict(values)}
+
+
+@pytest.mark.parametrize('base, given, expected', [
+    (LLAMA, {}, 8192), (GEMMA, {}, None),
+    (LLAMA, {'max_position_embeddings': None}, None),
+    (LLAMA, scaled(type='linear', factor=2.0), 16384),
+    (LLAMA, scaled(rope_type='llama3', **OLD), 8192),  # counts it in
+    # Qwen's files say the length before YaRN; others say the one after it.
+    (QWEN2, scaled(type='yarn', factor=4.0), 131072),
+    (QWEN2, {**scaled(type='yarn', factor=4.0,
+                      original_max_position_embeddings=32768),
+             'max_position_embeddings': 131072}, 131072),
+    (GEMMA, {**scaled(rope_type='linear', factor=8.0),
+             'max_position_embeddings': 131072}, 131072)])
+def test_context_length(base, given, expected):
+  assert config_lib.from_hf({**base, **given}).max_length == expected
+
+
+def test_gguf_context_length():
+  assert config_lib.from_gguf(_gguf('llama'), NAMES).max_length == 4096
+  bare = _gguf('llama', context_length=None)
+  assert config_lib.from_gguf(bare, NAMES).max_length is None
 
 
 def _divisors(scaling):

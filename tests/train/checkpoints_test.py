@@ -1,9 +1,11 @@
-"""States of a run on disk; logs; the text that is learnt from."""
+"""States of a run on disk; logs; kinds that do not exist."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 import sys
 import types
 
@@ -13,15 +15,12 @@ import numpy as np
 import optax
 import pytest
 
-from specjax.data import store
-from specjax.data.store import Record
 from specjax.distill import kinds
 from specjax.distill.trainer import TrainState
 from specjax.host import tiny
 from specjax.io import checkpoint
 from specjax.io.errors import FormatError, OutputError
 from train import log
-from train import text as text_lib
 from train.checkpoints import Checkpoints
 
 CONFIG = {'seed': 0, 'model': {'taps': (1, 2)}, 'log_every': 5}
@@ -111,6 +110,46 @@ def test_a_full_disk_keeps_the_states_before(monkeypatch, tmp_path):
   assert int(saved.restore(shapes(a_state()), None)[0].step) == 0
 
 
+# Of a file: a disk that is full for all of them needs the rights to mount.
+FULL = '''
+import resource, sys, numpy as np
+from absl import logging
+from pathlib import Path
+from train.checkpoints import Checkpoints
+from specjax.host import cli
+saved = Checkpoints(Path(sys.argv[1]), {}, 'x')
+state = {'a': np.random.default_rng(0).normal(size=1 << 18)}
+def main():
+  logging.set_verbosity(logging.WARNING)
+  saved.save({'a': np.ones(3)}, 1, {})
+  resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+  saved.save(state, 2, {})
+sys.argv[1:] = []
+cli.run(main)
+'''
+
+
+def test_a_full_disk_is_told_in_a_line(tmp_path):
+  """Orbax would log it once a thread, with tracebacks."""
+  done = subprocess.run(
+      [sys.executable, '-c', FULL, tmp_path], capture_output=True, text=True)
+  assert done.returncode == 1 and not done.stdout
+  assert done.stderr == (
+      f'error: {tmp_path}/00000002: cannot save: File too large; the state of '
+      'step 1 is intact\n')
+  assert Checkpoints(tmp_path, {}, 'x').steps == [1]
+
+
+def test_a_disk_without_any_space(monkeypatch, tmp_path):
+  saved = Checkpoints(tmp_path, CONFIG, 'x')
+  saved.save(a_state(), 1, FACTS)
+  usage = shutil.disk_usage(tmp_path)._replace(free=4096)
+  monkeypatch.setattr(checkpoint.shutil, 'disk_usage', lambda path: usage)
+  with pytest.raises(OutputError, match='save: No space left on device; the'):
+    saved.save(a_state(step=2), 2, FACTS)
+  assert [p.name for p in tmp_path.iterdir()] == ['00000001']
+
+
 def test_means_of_reports():
   report = {'weight': np.asarray([4.0, 2]), 'match': np.asarray([2.0, 2]),
             'loss': 1.0, 'bad': 0}
@@ -145,6 +184,19 @@ def test_metrics_go_on_where_the_state_was_saved(tmp_path):
   assert table[3] == 'eval,4,,,1.0'
 
 
+def test_a_full_disk_is_not_told_in_the_place_of_what_ended_a_run(
+    monkeypatch, tmp_path):
+  def full(path, text):
+    raise OutputError(f'{path}: full')
+  metrics = log.Metrics(tmp_path)
+  metrics.write('train', {'step': 1})
+  monkeypatch.setattr(log.output, 'write_text', full)
+  with pytest.raises(FloatingPointError), metrics:
+    raise FloatingPointError
+  with pytest.raises(OutputError, match='metrics.csv: full'), metrics:
+    pass
+
+
 def test_scalars_go_to_tensorboard_where_it_is(monkeypatch, tmp_path):
   told = []
 
@@ -167,66 +219,6 @@ def test_scalars_go_to_tensorboard_where_it_is(monkeypatch, tmp_path):
   metrics.close()
   assert told == [str(tmp_path / 'tensorboard'), ('train/loss', 0.5, 3),
                   ('train/match.1', 0.25, 3), 'closed']
-
-
-def a_config(**data):
-  from configs import drafter_smollm2
-  config = drafter_smollm2.get_config('tiny')
-  config.data.update(data)
-  return config
-
-
-def records(num, high=257):
-  rng = np.random.default_rng(0)
-  return [Record(rng.integers(0, high, 12).astype(np.int32), 4)
-          for _ in range(num)]
-
-
-def test_text_from_files(tmp_path):
-  target, facts = tiny.model(), {'target': 'random'}
-  store.save_npz(tmp_path / 'rollouts.npz', records(40), facts)
-  text = text_lib.read(a_config(rollouts=str(tmp_path)), target, 0)
-  # Nothing is held out there, so a share is taken away.
-  num = text.facts['held_out_texts']
-  assert 0 < num < 40 and text.facts['texts'] == 40 - num
-  store.save_npz(tmp_path / 'rollouts-held_out.npz', records(5), facts)
-  whole = text_lib.read(a_config(rollouts=str(tmp_path)), target, 0)
-  assert whole.facts['texts'] == 40 and whole.facts['held_out_texts'] == 5
-  assert whole.digest != text.digest
-  assert len(whole.prompts) == 3 and all(len(p) == 4 for p in whole.prompts)
-  half = text_lib.read(
-      a_config(rollouts=str(tmp_path), share=0.5), target, 0)
-  assert half.facts['texts'] == 20
-  assert half.facts['supervised_tokens'] == 20 * 8
-  ids, vocab = text_lib.vocabulary(whole, target, 100)
-  answers = np.concatenate([r.answer for r in records(40)])
-  assert len(ids) == 100 and set(target.eos) <= set(ids.tolist())
-  assert vocab['coverage'] == np.isin(answers, ids).mean()
-  ids, vocab = text_lib.vocabulary(whole, target, None)
-  assert len(ids) == 257 and vocab['held_out_coverage'] == 1.0
-
-
-def test_text_that_will_not_do(tmp_path):
-  target = tiny.model()
-
-  def read(rows, **data):
-    store.save_npz(tmp_path / 'x.npz', rows, {'target': 'other'})
-    config = a_config(rollouts=str(tmp_path / 'x.npz'), **data)
-    with pytest.warns(UserWarning, match='other wrote these'):
-      return text_lib.read(config, target, 0)
-  with pytest.raises(ValueError, match='another model wrote'):
-    read(records(20, 300))
-  with pytest.raises(ValueError, match='no held-out texts'):
-    read(records(20), held_out=0.0)
-  with pytest.raises(ValueError, match='no train texts'):
-    read([])
-  with pytest.raises(ValueError, match='12 are the prompt: no answer'):
-    read([r._replace(prompt_length=12) for r in records(20)])
-  with pytest.raises(ValueError, match='share=0.0'):
-    read(records(40), share=0.0)
-  (tmp_path / 'bad.npz').write_bytes(b'PK')
-  with pytest.raises(ValueError, match='not a file of rollouts'):
-    text_lib.read(a_config(rollouts=str(tmp_path / 'bad.npz')), target, 0)
 
 
 @pytest.mark.parametrize('kind, values, message', [

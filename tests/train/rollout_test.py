@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from specjax.data import store
+from specjax.data.dialogues import Dialogue
 from specjax.host import tiny
 
 TINY = ('train.rollout', '--config', 'configs/rollout_smollm2.py:tiny')
@@ -109,6 +110,30 @@ def test_prompts_from_files_with_bad_rows(monkeypatch, tmp_path):
   assert dropped['too long'] == 1 and dropped['duplicate prompt'] == 2
   with pytest.raises(ValueError, match='no prompt is left: 1 too long'):
     program.distinct([np.arange(31)], 30, program.Counter())
+
+
+def test_prompts_that_leave_no_room_for_an_answer(monkeypatch):
+  program = load(monkeypatch)
+  target = tiny.model(max_length=40)
+  answer = program.Settings(max_new=20, batch=2, temperatures=(0.0,))
+  free = program.room(target, answer)
+  assert free == 20 and program.room(tiny.model(), answer) is None
+  dropped = program.Counter()
+  kept = program.distinct(
+      [np.arange(20), np.arange(21), np.arange(31)], 30, dropped, free)
+  assert [len(p) for p in kept] == [20]
+  assert dropped == {'too long': 1, 'too long for the context': 1}
+  with pytest.raises(ValueError, match=(
+      'answer.max_new=40: the context of random is 40 tokens')):
+    program.room(target, program.Settings(max_new=40))
+  # So are later turns.
+  writer = program.answers.Writer(
+      target, answer, {}, None, 9, 30, None, quiet=True)
+  going = {i: Dialogue(({'role': 'user', 'content': 'x' * num},), ())
+           for i, num in enumerate((0, 4, 16))}
+  assert list(writer._prompts(going, 1, dropped)) == []
+  assert dropped['turn 2: too long for the context'] == 2
+  assert dropped['turn 2: too long'] == 1
 
 
 def test_later_turns_after_an_interruption(command, tmp_path):

@@ -136,7 +136,8 @@ def decoder_of(
       ('vocabulary', 'vocab_size', decoder.vocab_size, target.vocab_size)):
     if have != need:
       raise FormatError(f'{key}={have}: the target has a {what} of {need}')
-  return dataclasses.replace(decoder, tied=True)
+  # The text is the target's, and so is its limit.
+  return dataclasses.replace(decoder, tied=True, max_length=None)
 
 
 def check_decoder(
