@@ -33,7 +33,8 @@ def get_config(arg: str = '') -> config_dict.ConfigDict:
   config.eval = config_dict.ConfigDict(dict(batches=16, guidance=2.0))
   config.save = config_dict.ConfigDict(dict(form='int8'))
   if arg == 'small':
-    config.model.update(dict(num_layers=7, num_heads=4, embed_dim=256, dropout=0.1))
+    config.model.update(dict(
+        num_layers=7, num_heads=4, embed_dim=256, dropout=0.1))
   elif arg == 'tiny':
     common.shorten(config)
     config.tokenizer = 'out/vq/tokenizer'
