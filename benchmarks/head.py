@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks import setup
 import specjax
 from specjax import verify
-from specjax.core import density, loop
+from specjax.core import chains, loop
 from specjax.core.round import Engine
 from specjax.core.types import Context, Models, Options
 from specjax.drafters.held import Held
@@ -103,7 +103,7 @@ def compare(
       Engine(Denoising(process), Held(width, process, hold), rule),
       Models(target=head), conditions)
   rows = len(jax.tree.leaves(conditions)[0])
-  law = density.Path(process, head, conditions, jnp.ones((rows,)))
+  law = chains.Path(process, head, conditions, jnp.ones((rows,)))
   draw = jax.jit(lambda law, keys: law.token(law.sample(keys)))
 
   def plain(seed: int):

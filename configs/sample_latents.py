@@ -41,7 +41,9 @@ def get_config(arg: str = '') -> config_dict.ConfigDict:
       process=dict(
           num_levels=config_dict.placeholder(int),
           first=config_dict.placeholder(int),
-          last_noise=config_dict.placeholder(bool))))
+          last_noise=config_dict.placeholder(bool),
+          # States guessed ahead and checked in one call of the head.
+          ahead=config_dict.placeholder(int))))
   config.sampling = common.sampling(temperature=1.0)
   config.speculative = common.speculative(
       method='draft_model', num_speculative_tokens=8)

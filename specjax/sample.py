@@ -113,13 +113,12 @@ def compare(
   Puts 'plain', 'speedup' and 'rivals' into `summary`; draws what rivals make
   into folders in `out`.
   """
-  own, drafter = (pictures.plain(target) if hasattr(pictures, 'plain')
-                  else (target, None))
+  own, drafter = pictures.plain(target) if pictures else (target, None)
   plain = specjax.generate(own, drafter, prompts, options, **shared)
   summary['plain'] = plain.summary()
   summary['speedup'] = (
       summary['tokens_per_s'] / summary['plain']['tokens_per_s'])
-  rivals = pictures.rivals(target) if hasattr(pictures, 'rivals') else {}
+  rivals = pictures.rivals(target) if pictures else {}
   for name, (other, drafter) in rivals.items():
     found = specjax.generate(other, drafter, prompts, options, **shared)
     summary.setdefault('rivals', {})[name] = found.summary()

@@ -19,7 +19,8 @@ MAY = {
     # The two of io read files into numpy and import nothing of specjax. What
     # `pipeline` is to models of tokens, `density` is to continuous ones.
     'models': ('specjax.core.types', 'specjax.core.pipeline',
-               'specjax.core.density', 'specjax.core.tree',
+               'specjax.core.density', 'specjax.core.chains',
+               'specjax.core.tree',
                'specjax.io.errors', 'specjax.io.gguf'),
     'io': ('specjax.core.types', 'specjax.parallel'),
     'parallel': (),

@@ -71,10 +71,8 @@ class Run(loop.Run):
 
   def train_line(self, row: Mapping[str, Any]) -> str:
     """Returns what is shown of a row of training."""
-    return (f'step {row["step"]}/{self.num_steps}, loss '
-            f'{row.get("loss", 0):.4f}, {self.learnt(row)}, '
-            f'{row["tokens_per_s"]:.0f} {self.unit}/s, '
-            f'{log.clock(row["left_s"])} left')
+    scores = self.learnt(row) if 'loss' in row else ''
+    return log.said(row, self.num_steps, scores, self.unit)
 
   def eval_line(self, row: Mapping[str, Any]) -> str:
     """Returns what is shown of a row of a test."""

@@ -159,13 +159,31 @@ class Status:
     sys.stderr.flush()
 
 
+def said(
+    row: Mapping[str, Any], num_steps: int, scores: str, unit: str
+) -> str:
+  """Returns the progress line of a 'train' row with these scores.
+
+  Steps that were left out have no scores; where all were, that is said.
+  """
+  bad = row.get('bad_steps', 0)
+  found = [f'step {row["step"]}/{num_steps}']
+  if 'loss' in row:
+    found += [f'loss {row["loss"]:.4f}', scores]
+  if bad:
+    found.append(f'loss or gradient not finite in {bad} '
+                 f'{"step" if bad == 1 else "steps"}')
+  return ', '.join([*found, f'{row["tokens_per_s"]:.0f} {unit}/s',
+                    f'{clock(row["left_s"])} left'])
+
+
 def train_line(row: Mapping[str, Any], num_steps: int) -> str:
   """Returns the progress line of a 'train' row."""
   percent = lambda name: ' '.join(  # noqa: E731
       f'{100 * x:.0f}' for x in row.get(name, []))
-  return (f'step {row["step"]}/{num_steps}, loss {row.get("loss", 0):.4f}, '
-          f'acceptance {percent("acceptance")} %, match {percent("match")} %, '
-          f'{row["tokens_per_s"]:.0f} tokens/s, {clock(row["left_s"])} left')
+  return said(row, num_steps, (
+      f'acceptance {percent("acceptance")} %, match {percent("match")} %'),
+      'tokens')
 
 
 def eval_line(row: Mapping[str, Any]) -> str:

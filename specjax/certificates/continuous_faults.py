@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from specjax.core import density, tree
+from specjax.core import chains, density, tree
 from specjax.verify.continuous import PathExact, event_of
 
 
@@ -101,5 +101,15 @@ class Quiet:
     draft, state = dataclasses.replace(
         self.drafter, model=silent).propose(params, state)
     law = draft.draft_law
-    return draft.replace(draft_law=density.Path(
+    return draft.replace(draft_law=chains.Path(
         model.process, law.params, law.condition, law.temperature)), state
+
+
+@dataclasses.dataclass(frozen=True)
+class Unseen(PathExact):
+  """Keeps every draft."""
+
+  def tests(self, context, draft, p, q):
+    """As `PathExact`, with ratios of one."""
+    ratio, extra, laws = super().tests(context, draft, p, q)
+    return jnp.zeros_like(ratio), extra, laws

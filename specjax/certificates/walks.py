@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from specjax.core import density, tree
+from specjax.core import chains, density, tree
 from specjax.core.types import Context, Options, Scores
 from specjax.models.diffusion import Diffusion
 from specjax.models.mixture import MixtureHead
@@ -71,7 +71,7 @@ class Walk:
     temperature = jnp.broadcast_to(
         context.options.temperature[:, None], features.shape[:2])
     if self.process is not None:
-      return density.Path(self.process, params, features, temperature)
+      return chains.Path(self.process, params, features, temperature)
     tau = jnp.log(temperature)[..., None]
     if not self.mixed:
       mean = params['mean'][0] + features

@@ -1,17 +1,17 @@
 """Laws over real vectors: densities, where `core.law` has tables.
 
-Batched like those: leaves are [B,R,...], or [B,...] after `at`. A law scores
-*events*. Of `Gaussian` and `Mixture` the event is the token f32[...,C]; of
-`Path`, whose token is the end of a chain of Gaussian steps, it is the chain,
-since the density of its end alone is an integral that nobody can compute.
-All arithmetic is float32.
+Batched like those: leaves are [B,R,...], or [B,...] after `at`. What is drawn
+and scored is called an *event*. Of `Gaussian` and `Mixture` it is the token
+f32[...,C]; of laws whose tokens are ends of chains (`core.chains`) it is states
+of the chain. All arithmetic is float32.
 """
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable
 import math
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 from flax import struct
 import jax
@@ -23,34 +23,12 @@ from specjax.core import tree
 Array = jax.Array
 
 _LOG_ROOT = 0.5 * math.log(2 * math.pi)
+# Draws without a network, see `Density.at_once`.
+_AT_ONCE = 4
 
 
-class Process(Protocol):
-  """What the steps of a `Path` are: a frozen, hashable dataclass.
-
-  Attributes:
-    num_steps: T. channels: C.
-    last_noise: whether the last step is drawn; else it is its mean, and the
-      chain has no density.
-  """
-
-  num_steps: int
-  channels: int
-  last_noise: bool
-
-  def step(
-      self, params: Any, x: Array, index: Array, condition: Any
-  ) -> tuple[Array, Array]:
-    """Returns mean and log std, f32[...,C], of the state after `x f32[...,C]`.
-
-    `index int32[...]` counts steps from the noise, 0 to T - 1; the leaves of
-    `condition` lead with the axes of `x` (1 where they do not vary).
-    """
-    ...
-
-
-class Density:
-  """What all densities share."""
+class Density(abc.ABC):
+  """What all laws of real vectors share."""
 
   def at(self, index: Array) -> Any:
     """Returns the law of row `index int32[B]`, without the R axis.
@@ -67,17 +45,27 @@ class Density:
     """Returns the laws whose leaves, those with rows, are `fn` of these."""
     return jax.tree.map(fn, self)
 
+  @abc.abstractmethod
   def sample(self, keys: Array) -> Array:
     """Draws events with key[B(,R)] (consumed)."""
-    raise NotImplementedError
-
-  def log_prob(self, event: Array) -> Array:
-    """Returns the log-density f32[B(,R)] of events, in nats."""
-    raise NotImplementedError
 
   def token(self, event: Array) -> Array:
     """Returns f32[...,C], what is fed on: a function of the event alone."""
     return event
+
+
+class Scored(Density):
+  """A law whose events have a density.
+
+  Attributes:
+    at_once: events that `residual` draws before it looks whether one is kept.
+  """
+
+  at_once: ClassVar[int] = 1
+
+  @abc.abstractmethod
+  def log_prob(self, event: Array) -> Array:
+    """Returns the log-density f32[B(,R)] of events, in nats."""
 
   def residual(
       self, other: Any, keys: Array, use: Array, scale: Array | None = None,
@@ -93,12 +81,12 @@ class Density:
       raise ValueError('densities: residuals of weighted laws do not exist')
     return thin(
         self.sample, lambda e: self.log_prob(e) - other.log_prob(e), keys,
-        use, most)
+        use, most, self.at_once)
 
 
 def thin(
     sample: Callable[[Array], Array], log_ratio: Callable[[Array], Array],
-    keys: Array, use: Array, most: int | None = None,
+    keys: Array, use: Array, most: int | None = None, at_once: int = 1,
 ) -> tuple[Array, Array]:
   """Draws from `norm(relu(p - q))` by drawing from p and keeping some.
 
@@ -110,6 +98,8 @@ def thin(
     keys: key[B], consumed. use: bool[B]; elsewhere the first draw is kept.
     most: draws at most, or None: until the last row has its event. A row that
       reaches it keeps its last draw, which is one from p.
+    at_once: draws of a turn of the loop, more where draws are cheap and turns
+      are not. With `most` it is one.
 
   Returns:
     `(event, gave_up bool[B])`: `gave_up` where `most` ended a row (the law of
@@ -125,17 +115,28 @@ def thin(
     going = ~jnp.all(done)
     return going if most is None else going & (count < most)
 
-  def body(carry):
-    count, done, bad, event = carry
+  def draw(count):
     mine = keys_lib.fold(keys, count)
     new = sample(keys_lib.fold(mine, 0))
     more = log_ratio(new)
     u = keys_lib.uniform(keys_lib.fold(mine, 1), 1)[:, 0]
     broken = use & jnp.isnan(more)  # would never be kept
-    kept = ~use | (u < -jnp.expm1(-more)) | broken
+    return new, ~use | (u < -jnp.expm1(-more)) | broken, broken
+
+  def turn(count):
+    if at_once == 1 or most is not None:
+      return 1, draw(count)
+    found = jax.vmap(draw)(count + jnp.arange(at_once))
+    first = jnp.argmax(found[1], axis=0)  # that is kept, if one is
+    row = jnp.arange(len(first))
+    return at_once, tuple(x[first, row] for x in found)
+
+  def body(carry):
+    count, done, bad, event = carry
+    drawn, (new, kept, broken) = turn(count)
     shape = done.shape + (1,) * (new.ndim - done.ndim)
     event = jnp.where(done.reshape(shape), event, new)
-    return count + 1, done | kept, bad | (broken & ~done), event
+    return count + drawn, done | kept, bad | (broken & ~done), event
 
   _, done, bad, event = jax.lax.while_loop(cond, body, carry)
   return event, bad | ~done
@@ -153,12 +154,14 @@ def log_normal(x: Array, mean: Array, log_std: Array) -> Array:
 
 
 @struct.dataclass
-class Gaussian(Density):
+class Gaussian(Scored):
   """Independent normal channels.
 
   Attributes:
     mean, log_std: f32[B,R,C] or [B,C].
   """
+
+  at_once: ClassVar[int] = _AT_ONCE
 
   mean: Array
   log_std: Array
@@ -174,7 +177,7 @@ class Gaussian(Density):
 
 
 @struct.dataclass
-class Mixture(Density):
+class Mixture(Scored):
   """A mixture of M normal laws, the head of GIVT (arXiv:2312.02116).
 
   Attributes:
@@ -182,6 +185,8 @@ class Mixture(Density):
   """
 
   logits: Array
+  at_once: ClassVar[int] = _AT_ONCE
+
   mean: Array
   log_std: Array
 
@@ -201,133 +206,3 @@ class Mixture(Density):
         log_normal(event[..., None, :], self.mean, self.log_std), axis=-1)
     return jax.nn.logsumexp(
         jax.nn.log_softmax(self.logits, axis=-1) + parts, axis=-1)
-
-
-@struct.dataclass
-class Path(Density):
-  """The chain of states that ends in a token: a denoising trajectory.
-
-  Starts at standard normal noise; each step is Gaussian given the state
-  before it. Events are f32[...,T+1,C], the start in front; the token is the
-  last state. The laws of two models are compared as `tail`s.
-
-  Attributes:
-    process: a `Process`, static. params: of it, shared by all rows.
-    condition: leaves [B,R,...] or [B,...]; what steps are conditioned on.
-    temperature: f32[B,R] or [B]; multiplies all deviations.
-  """
-
-  process: Any = struct.field(pytree_node=False)
-  params: Any
-  condition: Any
-  temperature: Array
-
-  def _each(self, fn: Callable[[Array], Array]) -> Path:
-    return Path(self.process, self.params,
-                jax.tree.map(fn, self.condition), fn(self.temperature))
-
-  def token(self, event: Array) -> Array:
-    """Returns the last state, f32[...,C]."""
-    return event[..., -1, :]
-
-  def sample(self, keys: Array) -> Array:
-    """Draws paths f32[B(,R),T+1,C], step by step."""
-    shape = (self.process.num_steps + 1, self.process.channels)
-    noise = normal(keys, shape)
-    states = self.run(noise[..., 0, :], noise[..., 1:, :])
-    return jnp.concatenate([noise[..., :1, :], states], axis=-2)
-
-  def run(self, state: Array, noise: Array, first: int = 0) -> Array:
-    """Returns f32[...,M,C], states after `state f32[...,C]`, one by one.
-
-    Args:
-      state: before step `first`. noise: f32[...,M,C], standard normal, of
-        M >= 0 steps.
-    """
-    num = noise.shape[-2]
-
-    def body(x, inputs):
-      index, eps = inputs
-      mean, log_std = self.moments(x, index)
-      new = mean + jnp.exp(log_std) * eps
-      if not self.process.last_noise:
-        new = jnp.where(index == self.process.num_steps - 1, mean, new)
-      return new, new
-
-    _, states = jax.lax.scan(
-        body, state, (first + jnp.arange(num), jnp.moveaxis(noise, -2, 0)))
-    return jnp.moveaxis(states, 0, -2)
-
-  def moments(self, x: Array, index: Array) -> tuple[Array, Array]:
-    """Returns mean and log std, like `x`, of what follows states.
-
-    Args:
-      x: f32[B(,R),C], or [B(,R),M,C] for M states of one path.
-      index: int32[], or [M], their steps.
-    """
-    condition, temperature = self.condition, self.temperature
-    if x.ndim > temperature.ndim + 1:
-      condition, temperature = jax.tree.map(
-          lambda y: jnp.expand_dims(y, temperature.ndim),
-          (condition, temperature))
-    mean, log_std = self.process.step(
-        self.params, x, jnp.broadcast_to(index, x.shape[:-1]), condition)
-    return mean, log_std + jnp.log(temperature)[..., None]
-
-  def noise(self, event: Array, num: int) -> Array:
-    """Returns f32[...,M,C], what the first M = `num` steps were made of."""
-    mean, log_std = self.moments(event[..., :num, :], jnp.arange(num))
-    return (event[..., 1:num + 1, :] - mean) * jnp.exp(-log_std)
-
-  def tail(self, state: Array, first: int) -> Tail:
-    """Returns the law of what follows `state f32[...,C]`, from a step on."""
-    return Tail(self, state, first)
-
-
-@struct.dataclass
-class Tail(Density):
-  """The last steps of a `Path`, given the state that they begin with.
-
-  Events are f32[...,M,C], the states after it; one call of the network
-  scores all of them. Two tails may begin with different states.
-
-  Attributes:
-    path: the law of the whole chain. state: f32[B(,R),C].
-    first: step that follows `state`, static; M = T - first.
-  """
-
-  path: Path
-  state: Array
-  first: int = struct.field(pytree_node=False)
-
-  @property
-  def size(self) -> int:
-    """M."""
-    return self.path.process.num_steps - self.first
-
-  def _each(self, fn: Callable[[Array], Array]) -> Tail:
-    return Tail(self.path._each(fn), fn(self.state), self.first)
-
-  def token(self, event: Array) -> Array:
-    """Returns the last state, f32[...,C]."""
-    return event[..., -1, :]
-
-  def sample(self, keys: Array) -> Array:
-    """Draws what follows, step by step."""
-    noise = normal(keys, (self.size, self.path.process.channels))
-    return self.path.run(self.state, noise, self.first)
-
-  def log_prob(self, event: Array) -> Array:
-    """Returns the log-density f32[B(,R)] of what follows."""
-    if not self.path.process.last_noise:
-      raise ValueError(
-          'a chain without noise in its last step has no density: set '
-          'last_noise=True (in both models)')
-    mean, log_std = self.moments(event)
-    return jnp.sum(log_normal(event, mean, log_std), axis=(-2, -1))
-
-  def moments(self, event: Array) -> tuple[Array, Array]:
-    """Returns mean and log std, f32[...,M,C], of each state of events."""
-    before = jnp.concatenate(
-        [self.state[..., None, :], event[..., :-1, :]], axis=-2)
-    return self.path.moments(before, self.first + jnp.arange(self.size))

@@ -40,6 +40,15 @@ class Pictures:
     """Codes of an image."""
     return self.grid[0] * self.grid[1]
 
+  def plain(self, target: Model) -> tuple[Model, Any]:
+    """Returns what decodes without drafts."""
+    return target, None
+
+  def rivals(self, target: Model) -> dict[str, tuple[Model, Any]]:
+    """Returns cheaper ways to decode plainly: none."""
+    del target
+    return {}
+
   def draw(self, results: Sequence[Result], out: Path) -> None:
     """Writes `samples.png` and `acceptance.png` to a folder."""
     codes = np.stack([r.tokens for r in results]).reshape(-1, *self.grid)

@@ -46,12 +46,13 @@ class Pictures:
   iterations: tuple[int, ...] = ()
 
   def plain(self, target: Model) -> tuple[Model, Any]:
-    """Returns the target without drafts: an iteration a round."""
-    lm: Any = target.lm
-    if getattr(lm, 'num_iterations', None) is None:
-      return target, None
-    lm = dataclasses.replace(lm, num_passes=1)
-    return dataclasses.replace(target, lm=lm), Null(lm.largest - 1)
+    """Returns the target without guesses of any kind: an iteration a round."""
+    lm: Any = mar.changed(target.lm)
+    drafter: Any = None
+    if getattr(lm, 'num_iterations', None) is not None:
+      lm = dataclasses.replace(lm, num_passes=1)
+      drafter = Null(lm.largest - 1)
+    return dataclasses.replace(target, lm=lm), drafter
 
   def rivals(self, target: Model) -> dict[str, tuple[Model, Any]]:
     """Returns targets of fewer iterations and what decodes them plainly.
@@ -65,8 +66,8 @@ class Pictures:
         raise ValueError('config.images.rivals: a causal decoder has no '
                          'iterations')
       # A round is an iteration: one pass is all that is needed.
-      lm = dataclasses.replace(
-          target.lm, num_iterations=number, num_passes=1)
+      lm: Any = mar.changed(target.lm)
+      lm = dataclasses.replace(lm, num_iterations=number, num_passes=1)
       out[f'plain, {number} iterations'] = (
           dataclasses.replace(target, lm=lm), Null(lm.largest - 1))
     return out
@@ -114,9 +115,9 @@ def prepare(
   if config.target == 'random':
     model, facts, autoencoder = random_models()
   else:
-    model, facts = mar.load(config.target, dtype=config.dtype, **process)
+    model, facts = mar.load(config.target, dtype=config.dtype)
     autoencoder = latents.load_autoencoder(section.tokenizer)
-  lm: Any = model.lm
+  lm: Any = mar.changed(model.lm, **process)
   decoding = {k: v for k, v in section.decoding.to_dict().items()
               if v is not None}
   if decoding and not isinstance(lm, MaskedImages):

@@ -11,17 +11,21 @@ import warnings
 import jax
 import numpy as np
 
+from specjax.core.ahead import Ahead
+from specjax.drafters.held import Held
 from specjax.host.load import Model
 from specjax.io import model_folder, pth
 from specjax.io.errors import FormatError
 from specjax.models import mar as mar_lib
 from specjax.models import named
 from specjax.models.causal_images import CausalImages
+from specjax.models.denoising import Denoising
 from specjax.models.diffusion import Diffusion
 from specjax.models.diffusion_head import DenoisingMLP, GuidedHead, bare
 from specjax.models.mar import MAR
 from specjax.models.masked_images import MaskedImages
 from specjax.models.transformer_config import TransformerConfig
+from specjax.verify import PathExact, Reflection
 
 Decoder = MaskedImages | CausalImages
 
@@ -54,8 +58,7 @@ def load(
     source: a folder, or a file (.pth: its moving average).
     dtype: of the decoder's blocks; None keeps what it was trained in on
       accelerators and is float32 on CPUs. Heads are float32.
-    **process: fields of `Diffusion` to change: `num_levels`, `first`,
-      `last_noise`.
+    **process: see `changed`.
 
   Returns:
     `(model, facts)`.
@@ -78,10 +81,31 @@ def load(
     dtype = 'float32'
   if dtype is not None:
     lm = _in(lm, dtype)
-  if process:
-    lm = dataclasses.replace(
-        lm, process=dataclasses.replace(lm.process, **process))
-  return Model(name=str(source), lm=lm, params=params), facts
+  return Model(
+      name=str(source), lm=changed(lm, **process), params=params), facts
+
+
+def changed(lm: Decoder, *, ahead: int = 0, **process: Any) -> Decoder:
+  """Returns a decoder that takes its denoising steps otherwise.
+
+  Args:
+    ahead: how many states are guessed, at what the head said last, and then
+      checked in one call of it; 0: one step a call. The law stays.
+    **process: fields of `Diffusion`: `num_levels`, `first`, `last_noise`.
+
+  Raises:
+    ValueError: fields that do not fit.
+  """
+  if ahead < 0:
+    raise ValueError(f'ahead={ahead}: must be >= 0')
+  new = dataclasses.replace(lm.process, ahead=None, **process)
+  if ahead:
+    Denoising(new)  # or why not
+    # Learned deviations differ from state to state; others need no loop.
+    rule = PathExact() if new.variance == 'learned' else Reflection()
+    new = dataclasses.replace(
+        new, ahead=Ahead(Denoising, Held(ahead, new), rule))
+  return dataclasses.replace(lm, process=new)
 
 
 def guided(lm: Decoder) -> Decoder:
@@ -136,13 +160,11 @@ def draft_lm(target: Model, drafter: Model) -> Any:
 
 def described(lm: Decoder) -> dict[str, Any]:
   """Returns the shape of a decoder as JSON values; `built` reads them."""
-  process = {k: v for k, v in _fields(lm.process).items() if k != 'head'}
   inner = lm.mar if isinstance(lm, MaskedImages) else lm.config
-  head = {k: v for k, v in _fields(bare(lm.process.head)).items()
-          if k != 'exact'}
   out = {
       'kind': KINDS[isinstance(lm, CausalImages)], 'decoder': _fields(inner),
-      'head': head, 'diffusion': process}
+      'head': _fields(bare(lm.process.head)),
+      'diffusion': _fields(lm.process)}
   if isinstance(lm, CausalImages):
     out['tokens'] = {name: getattr(lm, name) for name in (
         'num_tokens', 'channels', 'num_classes')}
@@ -216,7 +238,8 @@ def _count(tensors: Mapping[str, Any], prefix: str) -> int:
 
 
 def _fields(x: Any) -> dict[str, Any]:
-  return {f.name: getattr(x, f.name) for f in dataclasses.fields(x)}
+  return {f.name: getattr(x, f.name) for f in dataclasses.fields(x)
+          if f.metadata.get('saved', True)}
 
 
 def _in(lm: Decoder, dtype: str) -> Decoder:

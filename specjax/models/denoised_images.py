@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from specjax.core import density
+from specjax.core import chains
 from specjax.core.types import Context
 from specjax.models.diffusion import Diffusion
 from specjax.models.diffusion_head import GuidedHead
@@ -47,10 +47,10 @@ class DenoisedImages:
 
   def law(
       self, params: Any, context: Context, features: Any
-  ) -> density.Path:
+  ) -> chains.Path:
     """Returns the laws [B,R] of the tokens that follow."""
     assert context.options.temperature is not None
     rows = jax.tree.leaves(features)[0].shape[:2]
-    return density.Path(
+    return chains.Path(
         self.process, params['head'], features, jnp.broadcast_to(
             context.options.temperature[:, None], rows))

@@ -30,7 +30,7 @@ class Denoising:
   deviations. Nothing is cached: a step depends on the state before it.
 
   Attributes:
-    process: a `core.density.Process`; parameters are the head's.
+    process: a `core.chains.Process`; parameters are the head's.
   """
 
   process: Any

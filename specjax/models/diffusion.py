@@ -19,6 +19,8 @@ import numpy as np
 Array = jax.Array
 
 VARIANCES = ('learned', 'lower', 'upper')
+# Marks fields that do not say what was trained, but how it is used.
+UNSAVED = {'saved': False}
 _MOST_BETA = 0.999
 
 
@@ -36,7 +38,7 @@ class Time(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Diffusion:
-  """The chain of steps from noise to a token, a `core.density.Process`.
+  """The chain of steps from noise to a token, a `core.chains.Process`.
 
   Attributes:
     head: `head(params, x [...,C], Time, condition) -> (noise, range)`, both
@@ -51,15 +53,18 @@ class Diffusion:
     first: level at which chains begin, None for the last. One level less
       leaves out the step whose mean is the most sensitive to the head: at
       100 levels of 1,000 the signal there is 3e-4.
+    ahead: how chains are drawn: None step by step, or a `core.ahead.Ahead`,
+      which takes fewer calls of the head.
   """
 
-  head: Any
+  head: Any = dataclasses.field(metadata=UNSAVED)
   channels: int
   num_levels: int = 100
   num_base: int = 1000
   variance: str = 'learned'
   last_noise: bool = True
   first: int | None = None
+  ahead: Any = dataclasses.field(default=None, metadata=UNSAVED)
 
   def __post_init__(self):
     if not 2 <= self.num_levels <= self.num_base:

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from specjax.models.diffusion import Time
+from specjax.models.diffusion import UNSAVED, Time
 
 Array = jax.Array
 
@@ -46,7 +46,7 @@ class DenoisingMLP:
   width: int = 1024
   num_blocks: int = 6
   dtype: str = 'float32'
-  exact: bool = True
+  exact: bool = dataclasses.field(default=True, metadata=UNSAVED)
 
   def __post_init__(self):
     for name in ('channels', 'condition_dim', 'width', 'num_blocks'):

@@ -10,6 +10,7 @@ arXiv:2012.09841, and Yu et al. 2021, arXiv:2110.04627 (normalised codes).
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping
 import dataclasses
 from typing import Any, NamedTuple, Self
@@ -26,7 +27,7 @@ def groups(channels: int) -> int:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ConvConfig:
+class ConvConfig(abc.ABC):
   """The shape of the convolutions around a latent space. Hashable.
 
   A subclass says what the encoder ends in (`encoded_dim`).
@@ -66,9 +67,9 @@ class ConvConfig:
     return 2 ** (len(self.multipliers) - 1)
 
   @property
+  @abc.abstractmethod
   def encoded_dim(self) -> int:
     """Channels that the encoder ends in."""
-    raise NotImplementedError
 
   @property
   def up_attention(self) -> bool:

@@ -6,12 +6,13 @@ event that laws score (`Draft.event`): of diffusion heads the denoising path.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
-from specjax.core import density, keys, tree
+from specjax.core import chains, density, keys, tree
 from specjax.core.types import (
   IID,
   Context,
@@ -25,7 +26,7 @@ from specjax.verify.base import Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Continuous(base.Rule):
+class Continuous(base.Rule, abc.ABC):
   """What rules of densities share: tests in order, then one correction."""
 
   modes: ClassVar[tuple[int, ...]] = (IID,)
@@ -33,6 +34,7 @@ class Continuous(base.Rule):
   continuous: ClassVar[bool] = True
   advice: ClassVar[str] = 'use a chain of a drafter of real numbers'
 
+  @abc.abstractmethod
   def tests(
       self, context: Context, draft: Draft, p: Any, q: Any
   ) -> tuple[Array, Array | None, Any]:
@@ -44,8 +46,8 @@ class Continuous(base.Rule):
     Args:
       p, q: laws [B,N] of target and drafter. draft: with its events.
     """
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def correct(
       self, draft: Draft, p: Any, q: Any, key: Array, slot: Array,
       use: Array, aux: Any,
@@ -61,7 +63,6 @@ class Continuous(base.Rule):
     Returns:
       `(token f32[B,C], gave_up bool[B])`.
     """
-    raise NotImplementedError
 
   def verify(
       self, params: Models, context: Context, draft: Draft, scores: Scores
@@ -192,7 +193,7 @@ class PathExact(Continuous):
     """Returns log p - log q of each event."""
     del context
     event = event_of(draft)
-    if not isinstance(p, density.Path):
+    if not isinstance(p, chains.Path):
       return p.log_prob(event) - q.log_prob(event), None, (p, q)
     mine, theirs, end = ends(p, q, event, self.last_steps)
     return mine.log_prob(end) - theirs.log_prob(end), None, (mine, theirs)
@@ -201,7 +202,7 @@ class PathExact(Continuous):
     """Draws from what is left of p once q is taken off."""
     del draft
     mine, theirs = (law.at(slot) for law in aux)
-    if isinstance(p, density.Path):
+    if isinstance(p, chains.Path):
       mine = begin(p, mine, use, keys.fold(key, 1))
     else:
       mine = p
@@ -267,9 +268,9 @@ def event_of(draft: Draft) -> Array:
 
 
 def ends(
-    p: density.Path, q: density.Path, event: Array, last: int | None,
+    p: chains.Path, q: chains.Path, event: Array, last: int | None,
     noise: Array | None = None,
-) -> tuple[density.Tail, density.Tail, Array]:
+) -> tuple[chains.Tail, chains.Tail, Array]:
   """Returns the laws of the last states under both models, and the states.
 
   Args:
@@ -297,8 +298,8 @@ def ends(
 
 
 def begin(
-    p: density.Path, mine: density.Tail, use: Array, key: Array
-) -> density.Tail:
+    p: chains.Path, mine: chains.Tail, use: Array, key: Array
+) -> chains.Tail:
   """Returns the law [B] of the target's end, where `use bool[B]` `mine`.
 
   Elsewhere of a chain of its own, which follows the accepted drafts.

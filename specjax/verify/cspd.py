@@ -6,7 +6,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from specjax.core import density, keys, tree
+from specjax.core import chains, density, keys, tree
 from specjax.verify import base, continuous
 from specjax.verify.base import Array
 
@@ -54,7 +54,7 @@ class CSpD(continuous.Continuous):
   def tests(self, context, draft, p, q):
     """Returns the surrogate's log-ratio."""
     event = continuous.event_of(draft)
-    if not isinstance(p, density.Path):
+    if not isinstance(p, chains.Path):
       raise ValueError("verify='cspd' compares denoising paths, and this "
                        "model has none: use 'path_exact'")
     num = p.process.num_steps - 1
@@ -95,14 +95,14 @@ class CSpD(continuous.Continuous):
     return jnp.where(use[:, None], token, fresh), gave_up
 
 
-def _spread(law: density.Path, states: Array) -> Array:
+def _spread(law: chains.Path, states: Array) -> Array:
   """Returns f32[B,N], the sum of log deviations of all steps but the last."""
   num = states.shape[-2] - 1
   _, log_std = law.moments(states[..., :-1, :], jnp.arange(num))
   return jnp.sum(log_std, axis=(-2, -1))
 
 
-def _last(law: density.Tail, end: Array, temperature: float = 1.0) -> Array:
+def _last(law: chains.Tail, end: Array, temperature: float = 1.0) -> Array:
   """Returns the log-density of an end of one state, up to a constant."""
   mean, log_std = law.moments(end)
   away = (end - mean) * jnp.exp(-log_std) / temperature

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from specjax.certificates import walks
-from specjax.core import density
+from specjax.core import chains, density
 
 KEYS = jax.random.split(jax.random.key(3), 20_000)
 ROWS = len(KEYS)
@@ -34,7 +34,7 @@ def mixture():
 def path(rows=ROWS, who='target', **kwargs):
   """Returns the law of a toy's denoising paths, `rows` times."""
   process = walks.diffusion(**kwargs)
-  return density.Path(process, walks.params(who), jnp.full((rows, 1), 0.2),
+  return chains.Path(process, walks.params(who), jnp.full((rows, 1), 0.2),
                       jnp.full((rows,), 0.9))
 
 
@@ -77,7 +77,7 @@ def test_rows_are_picked():
       law.at(jnp.asarray([2, 0])).mean, [[4, 5], [6, 7]])
   assert law.at(jnp.asarray([[2, 0], [1, 1]])).mean.shape == (2, 2, 2)
   process = walks.diffusion()
-  paths = density.Path(process, walks.params('target'),
+  paths = chains.Path(process, walks.params('target'),
                        jnp.arange(6.0).reshape(2, 3, 1), jnp.ones((2, 3)))
   some = paths.at(jnp.asarray([2, 0]))
   np.testing.assert_array_equal(some.condition, [[2], [3]])

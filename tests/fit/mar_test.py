@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from specjax.core import density
+from specjax.core import chains
 from specjax.fit import mar as fit
 from specjax.fit.mar import DistilledMAR, MARObjective, Masks
 from specjax.models.causal_images import CausalImages
@@ -186,7 +186,7 @@ def test_nats_are_the_expected_log_ratio_of_a_path():
   data = {**batch(rows), 'teacher': {'mar': plain, 'head': shift['theirs']}}
   _, (scalars, _) = objective.loss(
       {'mar': plain, 'head': shift['mine']}, None, data, jax.random.key(0))
-  laws = [density.Path(process, shift[who], jnp.zeros((rows, 1)),
+  laws = [chains.Path(process, shift[who], jnp.zeros((rows, 1)),
                        jnp.ones(rows)) for who in ('mine', 'theirs')]
   path = laws[0].sample(jax.random.split(jax.random.key(1), rows))
   mine, theirs = (law.tail(path[:, 0], 0).log_prob(path[:, 1:])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from specjax.core import density
+from specjax.core import chains, density
 from specjax.models import named
 from specjax.models.diffusion import Diffusion, Time
 from specjax.models.diffusion_head import DenoisingMLP, GuidedHead
@@ -131,7 +131,7 @@ def test_path_of_a_network_is_scored_as_it_was_drawn():
       'with': jnp.asarray(rng.normal(size=(2, 4, 5)), jnp.float32),
       'without': jnp.asarray(rng.normal(size=(2, 4, 5)), jnp.float32),
       'scale': jnp.full((2, 4), 1.5)}
-  law = density.Path(process, weights(), condition, jnp.ones((2, 4)))
+  law = chains.Path(process, weights(), condition, jnp.ones((2, 4)))
   keys = jax.random.split(jax.random.key(0), (2, 4))
   event = law.sample(keys)
   assert event.shape == (2, 4, 6, 3)

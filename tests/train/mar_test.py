@@ -71,7 +71,8 @@ def test_images_by_command(trained, rule, tmp_path):
       f'--config.images.tokenizer={trained / "vae" / "autoencoder"}',
       '--config.images.per_class=2', '--config.images.guidance=1.5',
       '--config.images.guidance_schedule=linear',
-      f'--config.verify={rule}', package='specjax')
+      '--config.images.process.ahead=2', f'--config.verify={rule}',
+      package='specjax')
   rows = [json.loads(line) for line in (
       tmp_path / 'samples.jsonl').read_text().splitlines()]
   assert {np.shape(r['tokens']) for r in rows} == {(16, 4)}
@@ -88,6 +89,8 @@ def test_images_by_command(trained, rule, tmp_path):
      "'x' is unknown"),
     (['--config.target={mar}', '--config.sampling.temperature=0.0'],
      'temperature=0'),
+    (['--config.target={mar}', '--config.images.process.ahead=-2'],
+     'ahead=-2: must be >= 0'),
     (['--config.target={vae}'], 'specjax-mar'),
     (['--config.target={mar}', '--config.speculative.model={vae}'],
      'specjax-mar')])
