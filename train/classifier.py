@@ -95,7 +95,7 @@ class Run(fit_run.Run):
 
   def learnt(self, row: Mapping[str, Any]) -> str:
     """Returns how often it is right on what it learns from."""
-    return f'accuracy {row.get("accuracy", 0):.1%}'
+    return f'accuracy {row["accuracy"]:.1%}'
 
   def tested(self, row: Mapping[str, Any]) -> str:
     """Returns how often it is right."""

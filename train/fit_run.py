@@ -81,10 +81,7 @@ class Run(loop.Run):
 
   @abc.abstractmethod
   def learnt(self, row: Mapping[str, Any]) -> str:
-    """Returns what `train_line` says beside the loss.
-
-    Steps that were all left out (not finite) leave no scores in a row.
-    """
+    """Returns what `train_line` says beside the loss."""
 
   @abc.abstractmethod
   def tested(self, row: Mapping[str, Any]) -> str:

@@ -91,7 +91,7 @@ class Run(decoder_run.Run):
 
   def learnt(self, row: Mapping[str, Any]) -> str:
     """Returns how sure it is."""
-    return f'entropy {row.get("entropy", 0):.3f}'
+    return f'entropy {row["entropy"]:.3f}'
 
   def tested(self, row: Mapping[str, Any]) -> str:
     """Returns how well it does on test images, and how sure it is."""

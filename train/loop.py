@@ -9,7 +9,6 @@ import signal
 import time
 from typing import Any, NamedTuple
 
-from absl import logging
 import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
@@ -204,8 +203,6 @@ def complete(
   Raises:
     FloatingPointError: several steps in a row without a finite loss.
   """
-  if logging.get_verbosity() < logging.DEBUG:  # orbax tells of every file
-    logging.set_verbosity(logging.WARNING)
   saved = Checkpoints(folder / 'checkpoints', run.config.to_dict(), digest)
   state, facts = saved.restore(run.abstract(), mesh) or (run.fresh(), {})
   metrics = log.Metrics(folder, facts.get('step', 0), jax.process_index() == 0)
@@ -265,8 +262,9 @@ def train(
         'tokens_per_s': sum(n for _, n in pending) / took,
         'left_s': (num_steps - step) * took / len(pending)})
     pending = []
-    status(run.train_line(row), last=ends or tests)  # what follows is below
     broken = any(r['bad'] >= _MOST_BAD for r in reports)
+    # What follows is below.
+    status(run.train_line(row), last=ends or tests or broken)
     if ends or saves or broken:
       saved.save(state, step, {'num_steps': num_steps, 'elapsed_s': elapsed})
     if broken:

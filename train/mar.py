@@ -127,7 +127,7 @@ class Run(decoder_run.Run):
   def learnt(self, row: Mapping[str, Any]) -> str:
     """Returns the error of the noise, and of a drafter its divergence."""
     more = f', {row["nats"]:.1f} nats a token' if 'nats' in row else ''
-    return f'noise {row.get("noise", 0):.4f}{more}'
+    return f'noise {row["noise"]:.4f}{more}'
 
   def tested(self, row: Mapping[str, Any]) -> str:
     """Returns errors on test images, and of a drafter what it is good for."""

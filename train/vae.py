@@ -92,8 +92,8 @@ class Run(tokenizer_run.Run):
 
   def learnt(self, row: Mapping[str, Any]) -> str:
     """Returns how well it reconstructs, and what its latents are like."""
-    return (f'{row.get("psnr", 0):.2f} dB, {row.get("kl", 0):.0f} nats an '
-            f'image, latents of deviation {row.get("std", 0):.2f}')
+    return (f'{row["psnr"]:.2f} dB, {row["kl"]:.0f} nats an '
+            f'image, latents of deviation {row["std"]:.2f}')
 
   def tested(self, row: Mapping[str, Any]) -> str:
     """Returns how well it reconstructs, and what its latents are like."""

@@ -70,7 +70,7 @@ class Run(tokenizer_run.Run):
 
   def learnt(self, row: Mapping[str, Any]) -> str:
     """Returns how well it reconstructs, with how many codes."""
-    return (f'{row.get("psnr", 0):.2f} dB, {row.get("used", 0):.0%} of the '
+    return (f'{row["psnr"]:.2f} dB, {row["used"]:.0%} of the '
             'codes alive')
 
   def tested(self, row: Mapping[str, Any]) -> str:

@@ -87,7 +87,7 @@ def frechet(a: Statistics, b: Statistics) -> float:
         f'{a.metric}: {min(a.n, b.n)} samples for {a.dim} features; the '
         'value is mostly bias: compare it with `floor` at the same n',
         stacklevel=2)
-  values, vectors = np.linalg.eigh(a.covariance)
+  values, vectors = a.spectrum
   scale = np.trace(a.covariance)
   root = (vectors * np.sqrt(_clipped(values, scale, a.dataset))) @ vectors.T
   product = root @ b.covariance @ root

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 import dataclasses
+import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,15 @@ class Statistics:
   def dim(self) -> int:
     """D."""
     return len(self.mean)
+
+  @functools.cached_property
+  def spectrum(self) -> tuple[Float, Float]:
+    """Eigenvalues f64[D] and eigenvectors of the covariance, worked out once.
+
+    What many sets are compared with is decomposed for the first only.
+    """
+    values, vectors = np.linalg.eigh(self.covariance)
+    return values, vectors
 
   @classmethod
   def of(

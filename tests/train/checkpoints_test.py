@@ -113,14 +113,12 @@ def test_a_full_disk_keeps_the_states_before(monkeypatch, tmp_path):
 # Of a file: a disk that is full for all of them needs the rights to mount.
 FULL = '''
 import resource, sys, numpy as np
-from absl import logging
 from pathlib import Path
 from train.checkpoints import Checkpoints
 from specjax.host import cli
 saved = Checkpoints(Path(sys.argv[1]), {}, 'x')
 state = {'a': np.random.default_rng(0).normal(size=1 << 18)}
 def main():
-  logging.set_verbosity(logging.WARNING)
   saved.save({'a': np.ones(3)}, 1, {})
   resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
   saved.save(state, 2, {})
@@ -158,6 +156,19 @@ def test_means_of_reports():
   row = log.summary([report, other, {**other, 'loss': np.nan, 'bad': 1}])
   assert row == {'bad_steps': 1, 'match': [0.75, 1.0], 'loss': 1.5}
   assert log.summary([{**report, 'bad': 2}]) == {'bad_steps': 1}
+
+
+def test_a_line_says_which_steps_had_no_loss():
+  rest = {'step': 6, 'tokens_per_s': 50, 'left_s': 61}
+  fine = {'loss': 1.5, 'match': [0.75], 'acceptance': [1.0]}
+  scores = 'loss 1.5000, acceptance 100 %, match 75 %, '
+  why = 'loss or gradient not finite in {}, '
+  for row, said in (
+      ({'bad_steps': 0, **fine}, scores),
+      ({'bad_steps': 1, **fine}, scores + why.format('1 step')),
+      ({'bad_steps': 3}, why.format('3 steps'))):
+    assert log.train_line({**row, **rest}, 9) == (
+        f'step 6/9, {said}50 tokens/s, 1:01 left')
 
 
 def test_a_line_of_metrics_that_was_cut_off_is_dropped(tmp_path):

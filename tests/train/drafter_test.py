@@ -85,9 +85,12 @@ def test_a_run_and_the_same_run_interrupted(command, tmp_path):
 
 
 def test_a_run_that_breaks_says_where(command, tmp_path):
-  code, stderr = run(command, tmp_path,
+  code, stderr = run(command, tmp_path, '--config.log_every=1',
                      '--config.optimizer.learning_rate=1e38')
   assert code == 1 and 'not finite in 3 steps in a row' in stderr
+  # The line before the error: of one step, which has no loss.
+  assert 'step 4/12, loss or gradient not finite in 1 step, ' in stderr
+  assert 'loss 0.0000' not in stderr
   assert 'rows [' in stderr and 'Traceback' not in stderr
   assert any((tmp_path / 'checkpoints').iterdir())
   assert not (tmp_path / 'drafter').exists()

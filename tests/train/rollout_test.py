@@ -73,6 +73,17 @@ def test_from_nothing_to_a_dataset_and_on_after_an_interruption(
   assert whole(again) == texts
 
 
+def test_a_dataset_is_written_without_a_word_of_tfds(
+    command, written, tmp_path):
+  pytest.importorskip('tensorflow_datasets')
+  code, stdout, stderr = run(
+      command, tmp_path, '--config.form=tfds', '--quiet')
+  assert (code, stdout) == (0, '')
+  assert stderr == f'wrote {tmp_path}/rollouts\n' or not stderr
+  texts = whole(written[0])['rollouts']
+  assert len(store.read(tmp_path / 'rollouts')) == len(texts)
+
+
 def test_a_tiny_drafter_learns_from_tiny_rollouts(
     command, written, tmp_path):
   """The two ':tiny' configs fit each other; nothing is cut or left out."""
