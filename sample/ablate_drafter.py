@@ -31,7 +31,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sample import ablate_variants
+from sample import ablate_variants, sweeps
 from sample.ablate_variants import Variant
 from specjax.data.packing import Packed
 from specjax.distill import kinds
@@ -144,17 +144,17 @@ class Results:
     """Reads what is there, of the same setting.
 
     Raises:
-      ValueError: the file holds drafters that were trained otherwise.
+      ValueError: the file holds drafters that were trained otherwise, or on
+        another device, which learns more or less in the same time.
     """
     self.path = path
     self.data: dict[str, Any] = {
-        'setting': setting, 'device': results_lib.device_name(),
+        'setting': json.loads(json.dumps(setting)),
+        'device': results_lib.device_name(),
         'versions': results_lib.versions(), 'axes': {}, 'runs': {}}
     if path.exists():
       found = json.loads(path.read_text())
-      if found['setting'] != json.loads(json.dumps(setting)):
-        raise ValueError(f'{path}: of another setting, {found["setting"]}; '
-                         'give another --out')
+      sweeps.same(path, found, self.data, ('setting', 'device'))
       self.data.update(axes=found['axes'], runs=found['runs'])
 
   def done(self, key: str, seed: int) -> bool:

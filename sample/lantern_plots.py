@@ -1,43 +1,22 @@
 """Figures and the table of `sample.lantern_sweep`.
 
-  python -m sample.lantern_plots --results out/sweep/sweep.json
+  python -m sample.lantern_plots --results out/sweep
+  python -m sample.lantern_plots --results out/a out/b --out out/both
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-import json
 import pathlib
+import sys
 from typing import Any
 
-from sample import judging
+from sample import judging, sweeps
 from specjax.eval.plots import COLOURS, MARKERS, finish, new_figure
 from specjax.io import output
 
 Data = Mapping[str, Any]
-
-
-def read(path: pathlib.Path, fresh: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the results of an earlier run.
-
-  Args:
-    path: of its file. fresh: what a new run would begin with.
-
-  Raises:
-    ValueError: of another setting or device, or no such file.
-  """
-  try:
-    data = json.loads(path.read_text())
-    found = {name: data[name] for name in ('setting', 'device')}
-    data['points'].items()
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
-    raise ValueError(f'{path}: no results of a sweep: {error!r}') from error
-  for name, value in found.items():
-    if value != json.loads(json.dumps(fresh[name])):
-      raise ValueError(
-          f'{path}: of another {name}, {value}; give another --out')
-  return data
 
 
 def settings(data: Data) -> list[tuple[float, float]]:
@@ -50,12 +29,16 @@ def draw(data: Data, out: pathlib.Path) -> list[pathlib.Path]:
   """Draws a figure for each temperature and guidance; writes the table.
 
   Up: the distance to the test images, or where there is none the one-step
-  total variation. Right: the speed-up at the smallest batch.
+  total variation. Right: the speed-up at the smallest batch. Points of which
+  a part is missing are in the table only.
   """
   made = []
   for temperature, guidance in settings(data):
     rows = [p for p in data['points'].values()
-            if (p['temperature'], p['guidance']) == (temperature, guidance)]
+            if (p['temperature'], p['guidance']) == (temperature, guidance)
+            and sweeps.has(p, *sweeps.PARTS)]
+    if not rows:
+      continue
     path = out / f'sweep_T{temperature:g}_guidance{guidance:g}.png'
     _figure(data, rows, path, f'T={temperature:g}, guidance {guidance:g}')
     made.append(path)
@@ -83,8 +66,9 @@ def _figure(data: Data, rows: list[Any], path: pathlib.Path, which: str):
       axes.annotate(row['label'], (one['speedup'], y), (4, 4), fontsize=6,
                     textcoords='offset points')
   if judged:
-    plain = next(r['distance'] for r in rows if r['family'] == 'plain')
-    for name, value in (('plain', plain), ('plain + 2 %', 1.02 * plain)):
+    plain = [r['distance'] for r in rows if r['family'] == 'plain']
+    for name, value in [(n, x * y) for y in plain for n, x in (
+        ('plain', 1), ('plain + 2 %', 1.02))]:
       axes.axhline(value, color='black', linewidth=0.8,
                    linestyle='-' if name == 'plain' else '--')
   batch = min(rows[0]['speed'], key=int)
@@ -101,19 +85,21 @@ def _first(row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def table(data: Data) -> str:
   """Returns all points as a Markdown table."""
-  batches = sorted({b for p in data['points'].values() for b in p['speed']},
-                   key=int)
+  batches = sorted({b for p in data['points'].values()
+                    for b in p.get('speed', {})}, key=int)
   reference = data.get('reference')
   name = reference['name'] if reference else 'distance'
   head = ['way', 'T', 'guidance', 'tokens a round', 'one-step TV', name,
           *judging.HEADS[1:], *(f'speed-up, batch {b}' for b in batches)]
   lines = [f'| {" | ".join(head)} |', '|' + ' --- |' * len(head)]
   for p in data['points'].values():
-    speeds = [f'{s["speedup"]:.2f} ({s["least"]:.2f} to {s["most"]:.2f})'
-              for s in (p['speed'][b] for b in batches)]
+    speeds = [s and f'{s["speedup"]:.2f} ({s["least"]:.2f} to {s["most"]:.2f})'
+              for s in (p.get('speed', {}).get(b, '') for b in batches)]
+    quality = ['', '']
+    if sweeps.has(p, 'quality'):
+      quality = [f'{p["tau"]:.2f}', f'{p["one_step_tv"]:.3f}']
     cells = [f'{p["family"]} {p["label"]}'.strip(), f'{p["temperature"]:g}',
-             f'{p["guidance"]:g}', f'{p["tau"]:.2f}',
-             f'{p["one_step_tv"]:.3f}', *judging.cells(p), *speeds]
+             f'{p["guidance"]:g}', *quality, *judging.cells(p), *speeds]
     lines.append(f'| {" | ".join(cells)} |')
   if reference:
     lines += ['', f'{name}: real images from real images '
@@ -123,13 +109,23 @@ def table(data: Data) -> str:
   return '\n'.join(lines) + '\n'
 
 
-def main(arguments=None) -> None:
-  """Runs the program."""
+def main(arguments=None) -> int:
+  """Runs the program; returns the exit code."""
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument('--results', required=True)
-  path = pathlib.Path(parser.parse_args(arguments).results)
-  draw(json.loads(path.read_text()), path.parent)
+  parser.add_argument('--results', nargs='+', required=True,
+                      help='folders of sweeps of one target')
+  parser.add_argument('--out', default=None, help='default: the first folder')
+  args = parser.parse_args(arguments)
+  data = sweeps.merged(args.results)
+  out = pathlib.Path(output.prepare(args.out or args.results[0]))
+  if args.out:
+    output.write_json(out / 'sweep.json', data)
+  draw(data, out)
+  return 0
 
 
 if __name__ == '__main__':
-  main()
+  try:
+    sys.exit(main())
+  except (ValueError, OSError) as error:
+    sys.exit(f'error: {error}')

@@ -7,12 +7,12 @@ decoding is the first of every temperature and scale: ratios are over it.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 import dataclasses
 import json
 from typing import Any
 
-from sample import judging
+from sample import judging, sweeps
 
 # Stands for the smaller decoder in the configuration of a drafter.
 DRAFTER = '{drafter}'
@@ -112,38 +112,29 @@ def describe(point: Point) -> dict[str, Any]:
   return json.loads(json.dumps(dataclasses.asdict(point)))
 
 
-def numbers(kind: type) -> Callable[[str], list[Any]]:
-  """Returns what reads numbers by commas."""
-  return lambda text: [kind(x) for x in text.split(',') if x]
-
-
 def parse(arguments=None) -> argparse.Namespace:
   """Returns the options."""
   parser = argparse.ArgumentParser(
       description='Quality against speed of image decoding.')
-  parser.add_argument('--out', required=True)
+  sweeps.add_flags(
+      parser, batch_size=250, repeats=8, batches=[1], guidance=[1.0, 2.0])
   parser.add_argument('--target', required=True, help="or 'random'")
   parser.add_argument('--tokenizer', default='')
   parser.add_argument('--drafter', default='',
                       help='a smaller decoder, or a trained drafter')
   parser.add_argument('--dtype', default=None)
   judging.add_flags(parser)
-  parser.add_argument('--samples', type=int, default=10_000)
-  parser.add_argument('--batch_size', type=int, default=250)
-  parser.add_argument('--batches', type=numbers(int), default=[1])
-  parser.add_argument('--repeats', type=int, default=8)
-  parser.add_argument('--neighbours', type=numbers(int),
+  parser.add_argument('--neighbours', type=sweeps.numbers(int),
                       help='default: 10,100; of random models 3')
-  parser.add_argument('--delta', type=numbers(float),
+  parser.add_argument('--delta', type=sweeps.numbers(float),
                       default=[0.05, 0.1, 0.2, 0.4])
-  parser.add_argument('--lam', type=numbers(float), default=[2.0, 5.0])
-  parser.add_argument('--group', type=numbers(int), default=[14])
-  parser.add_argument('--temperatures', type=numbers(float), default=[1.0])
-  parser.add_argument('--guidance', type=numbers(float), default=[1.0, 2.0])
+  parser.add_argument('--lam', type=sweeps.numbers(float), default=[2.0, 5.0])
+  parser.add_argument('--group', type=sweeps.numbers(int), default=[14])
+  parser.add_argument('--temperatures', type=sweeps.numbers(float),
+                      default=[1.0])
   parser.add_argument('--num_draft', type=int, default=5)
   parser.add_argument('--tree', default='branching:4,2,2,1')
   parser.add_argument('--window', type=int, default=16)
-  parser.add_argument('--seed', type=int, default=0)
   args = parser.parse_args(arguments)
   if args.neighbours is None:
     args.neighbours = [3] if args.target == 'random' else [10, 100]
@@ -152,13 +143,9 @@ def parse(arguments=None) -> argparse.Namespace:
 
 def check(args: argparse.Namespace) -> None:
   """Raises ValueError for options that cannot be run."""
-  for name in ('samples', 'batch_size', 'repeats', 'window', 'num_draft'):
+  sweeps.check(args)
+  for name in ('window', 'num_draft'):
     if getattr(args, name) < 1:
       raise ValueError(f'--{name}={getattr(args, name)}: must be >= 1')
-  for name in ('batches', 'temperatures', 'guidance'):
-    if not getattr(args, name):
-      raise ValueError(f'--{name}: give at least one')
-  if min(args.batches) < 1:
-    raise ValueError(f'--batches={args.batches}: must be >= 1')
-  if args.features != 'none' and not args.data:
-    raise ValueError("--data: give the test images, or --features none")
+  if not args.temperatures:
+    raise ValueError('--temperatures: give at least one')

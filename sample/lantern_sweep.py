@@ -23,14 +23,14 @@ The test images are those of a dataset with a test split: of others a part is
 cut off by `--seed`, which has to be the models' own.
 
 Greedy decoding draws one image a class, so no distance is taken of it. The
-same command goes on after an interruption. `sample.lantern_plots` draws.
+same command goes on after an interruption, and several may share the work
+(`sample.sweeps`). `sample.lantern_plots` draws.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import pathlib
 import sys
 import time
 from typing import Any
@@ -38,7 +38,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sample import lantern_plots
+from sample import lantern_plots, sweeps
 from sample.judging import Judge, judge_of
 from sample.lantern_points import (
   DRAFTER,
@@ -52,10 +52,9 @@ from specjax.core.round import Engine
 from specjax.core.types import Models
 from specjax.distill import measure
 from specjax.host import cli, image_sampling, images, methods
-from specjax.host import results as results_lib
 from specjax.host import rules as rules_lib
 from specjax.host.load import Model
-from specjax.io import drafter_file, output
+from specjax.io import drafter_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,11 +156,7 @@ def speed(
       one(row, seed + number)  # waits for the result
       pair.append(time.perf_counter() - begin)
     times.append((pair[0], pair[1]))
-  ratios = [a / b for a, b in times[1:]]  # the first compiles
-  return {'seconds': float(np.median([b for _, b in times[1:]])),
-          'plain_seconds': float(np.median([a for a, _ in times[1:]])),
-          'speedup': float(np.median(ratios)), 'least': min(ratios),
-          'most': max(ratios), 'repeats': repeats}
+  return sweeps.ratios(times[1:])  # the first compiles
 
 
 def scene_of(args: argparse.Namespace) -> Scene:
@@ -192,8 +187,11 @@ def scene_of(args: argparse.Namespace) -> Scene:
                len(facts['data']['classes']), args.tokenizer or 'synthetic')
 
 
-def work(scene: Scene, judge: Judge | None, args, data, save) -> None:
-  """Measures what is not there yet; writes after each point."""
+def work(
+    scene: Scene, judge: Judge | None, args: argparse.Namespace,
+    record: sweeps.Record,
+) -> None:
+  """Measures what is not there yet; writes after each part of a point."""
   plain: Way | None = None
   todo = points(args, scene.target.vocab_size)
   for point in todo:
@@ -202,47 +200,51 @@ def work(scene: Scene, judge: Judge | None, args, data, save) -> None:
     if point.family == 'plain':
       jax.clear_caches()  # each setting has programs of its own
       plain = Way(scene, point)
-    if point.key in data['points']:
+    parts = [part for part in args.parts if record.lacks(point.key, part)]
+    if not parts or not args.only.search(point.key):
       continue
     assert plain is not None
     way = plain if point.family == 'plain' else Way(scene, point)
-    row = {**describe(point), **quality(scene, way, judge, args)}
-    row['speed'] = {str(batch): speed(
-        scene, way, plain, batch, args.repeats, args.seed)
-                    for batch in args.batches}
-    data['points'][point.key] = row
-    save()
-    print(f'{point.key}: tau {row["tau"]:.2f}, speed-up ' + ', '.join(
-        f'{s["speedup"]:.2f}x at {b}' for b, s in row['speed'].items())
-        + f', one-step TV {row["one_step_tv"]:.3f}'
-        + (f', {judge.name} {row["distance"]:.3f} +- {row["half_width"]:.3f}'
-           if judge and 'distance' in row else ''), flush=True)
+    row: dict[str, Any] = describe(point)
+    if 'quality' in parts:
+      row |= quality(scene, way, judge, args)
+      record.put(point.key, row)
+    if 'speed' in parts:
+      row['speed'] = {str(batch): speed(
+          scene, way, plain, batch, args.repeats, args.seed)
+                      for batch in args.batches}
+      record.put(point.key, row)
+    print(f'{point.key}: {_said(row, judge)}', flush=True)
+
+
+def _said(row: dict[str, Any], judge: Judge | None) -> str:
+  said = []
+  if 'tau' in row:
+    said.append(f'tau {row["tau"]:.2f}, one-step TV {row["one_step_tv"]:.3f}')
+  if judge and 'distance' in row:
+    said.append(f'{judge.name} {row["distance"]:.3f} +- '
+                f'{row["half_width"]:.3f}')
+  said += [f'{s["speedup"]:.2f}x at {batch}'
+           for batch, s in row.get('speed', {}).items()]
+  return ', '.join(said)
 
 
 def main(arguments=None) -> int:
   """Runs the program; returns the exit code."""
   args = parse(arguments)
   check(args)
-  out = pathlib.Path(output.prepare(args.out))
   cli.start(False)
+  record = sweeps.Record(args, (
+      'neighbours', 'delta', 'lam', 'group', 'temperatures'))
   scene = scene_of(args)
-  found = judge_of(args)
-  judge = found and found[0]
-  setting = {k: v for k, v in vars(args).items() if k not in (
-      'out', 'neighbours', 'delta', 'lam', 'group', 'temperatures',
-      'guidance')}
-  data: dict[str, Any] = {
-      'setting': setting, 'device': results_lib.device_name(),
-      'versions': results_lib.versions(), 'points': {}}
-  path = out / 'sweep.json'
-  if path.exists():
-    data = lantern_plots.read(path, data)
-  if found and 'reference' not in data:
-    data['reference'] = found[0].context(scene.tokenizer.decode(
-        scene.tokenizer.encode(found[1])))
-  work(scene, judge or None, args, data,
-       lambda: output.write_json(path, data))
-  lantern_plots.draw(data, out)
+  judge: Judge | None = None
+  if 'quality' in args.parts and (found := judge_of(args)):
+    judge, real = found
+    if 'reference' not in record.data:
+      record.data['reference'] = judge.context(scene.tokenizer.decode(
+          scene.tokenizer.encode(real)))
+  work(scene, judge, args, record)
+  lantern_plots.draw(record.data, record.path.parent)
   return 0
 
 

@@ -121,6 +121,10 @@ def test_a_dry_run_goes_on_where_it_stopped(tmp_path, monkeypatch, capfd):
   assert not (tmp_path / 'ablation_length.png').exists()  # of kinds
   with pytest.raises(ValueError, match='of another setting'):
     ablate_drafter.main([*arguments[:-4], '--seconds', '9', *arguments[-2:]])
+  # Equal seconds are not equal on another device.
+  path.write_text(json.dumps({**data, 'device': '8 x abacus'}))
+  with pytest.raises(ValueError, match='of another device'):
+    ablate_drafter.main(arguments)
 
 
 def test_a_figure_of_lengths_for_kinds(tmp_path):

@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from sample import latents_sweep
+from sample import latents_points, latents_sweep
 
 FLAGS = ['--target', 'random', '--features', 'none', '--samples', '6',
          '--batch_size', '3', '--batches', '3', '--num_draft', '2',
          '--repeats', '1', '--iterations', '4', '--prefill', '0.25',
-         '--rules', 'path_exact;cspd, 42']
+         '--rules', 'path_exact;cspd, 42', '--ahead', '0']
 
 
 def test_a_sweep_and_its_table(tmp_path, capsys):
@@ -34,19 +34,23 @@ def test_a_sweep_and_its_table(tmp_path, capsys):
   assert one['speed'] == {} and 0 < one['ks'] < 0.5
   table = (tmp_path / 'table.md').read_text().splitlines()
   assert len(table) == 2 + len(rows) and '(lossy)' in table[-1]
-  # Again: what is there is left alone (but for what others are compared with).
+  # Again: what is there is left alone, and more is added.
   capsys.readouterr()
-  latents_sweep.main([*FLAGS, '--out', str(tmp_path)])
-  assert capsys.readouterr().out.count('\n') == 1
+  latents_sweep.main([
+      *FLAGS, '--ahead', '0,3', '--only', 'plain', '--steps',
+      'last_noise=False', '--out', str(tmp_path)])
+  assert [line.split(';')[0] for line in
+          capsys.readouterr().out.splitlines()] == [
+              'plain, last_noise=False', 'plain, 3 steps ahead']
   with pytest.raises(ValueError, match='another setting'):
     latents_sweep.main([*FLAGS, '--seed', '1', '--out', str(tmp_path)])
 
 
 def test_which_points_are_judged(tmp_path):
-  args = latents_sweep.parse([
+  args = latents_points.parse([
       *FLAGS, '--out', str(tmp_path), '--num_draft', '2,4', '--prefill',
       '0.05,0', '--judged', 'path_exact', '--few', '2'])
-  assert [latents_sweep.is_judged(latents_sweep.Point(*p), args) for p in (
+  assert [latents_points.is_judged(latents_points.Point(*p), args) for p in (
       (), ('a', 'path_exact', 4, 0.05), ('a', 'path_exact', 2, 0.05),
       ('a', 'path_exact', 4, 0.0), ('a', 'cspd', 4, 0.05))] == [
           True, True, False, False, False]
@@ -63,6 +67,7 @@ def test_distance_of_samples():
 @pytest.mark.parametrize(('flags', 'message'), [
     (['--judged', 'x'], "--judged: 'x' is unknown"),
     (['--rules', 'exact'], "'exact' is unknown; known are path_exact"),
+    (['--prefill', ''], '--prefill: give at least one'),
     (['--num_draft', '0'], 'num_speculative_tokens=0'),
     (['--drafters', 'a=/nowhere'], 'nowhere')])
 def test_what_is_refused(flags, message, tmp_path):

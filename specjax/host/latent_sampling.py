@@ -149,7 +149,7 @@ def prepare(
 
 
 def begin(
-    lm: Any, labels: Sequence[int], orders: np.ndarray,
+    lm: Any, labels: Sequence[int] | np.ndarray, orders: np.ndarray,
     guidance: np.ndarray | None = None,
 ) -> list[Start]:
   """Returns prompts of images that are not begun.
