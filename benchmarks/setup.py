@@ -21,6 +21,7 @@ from specjax.core.round import Engine
 from specjax.core.types import Models
 from specjax.host import requests
 from specjax.host.results import device_name, versions
+from specjax.io import output
 from specjax.io.options import Sampling
 
 
@@ -92,7 +93,7 @@ class Record:
 
   def save(self) -> None:
     """Writes what there is."""
-    self.path.write_text(json.dumps(self.data, indent=1) + '\n')
+    output.write_json(self.path, self.data)
 
 
 def _command() -> str:

@@ -66,15 +66,19 @@ def build(model: Model, config: dict[str, Any] | None, folder: str = ''):
 def record(out: str, setting: dict[str, Any]) -> setup.Record:
   """Returns a record to fill; sections of an earlier run are kept.
 
-  An earlier run of another setting is left out.
+  Raises:
+    ValueError: that run was of another setting or device.
   """
   made = setup.Record(out)
   setting = json.loads(json.dumps(setting))
   made.data['setting'] = setting
   if made.path.exists():
     found = json.loads(made.path.read_text())
-    if all(found.get(k) == made.data[k] for k in ('setting', 'device')):
-      made.data['sections'] = found['sections']
+    for name in ('setting', 'device'):
+      if found.get(name) != made.data[name]:
+        raise ValueError(f'{out}: of another {name}, {found.get(name)}; give '
+                         'another --out')
+    made.data['sections'] = found['sections']
   return made
 
 

@@ -23,6 +23,7 @@ from specjax.certificates import gap
 from specjax.data import builtin
 from specjax.host import laws as laws_lib
 from specjax.host import results as results_lib
+from specjax.io import output
 
 # Name in plots -> rule, kind of draft.
 RULES = {
@@ -89,11 +90,11 @@ def main() -> None:
         compare(p, q, (2, 3, 4), args.num_samples))
   path = pathlib.Path(args.out)
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps({
+  output.write_json(path, {
       'command': f'python -m sample.gap --num_laws {args.num_laws} '
                  f'--num_samples {args.num_samples}',
       'device': results_lib.device_name(),
-      'versions': results_lib.versions(), 'sections': sections}, indent=1))
+      'versions': results_lib.versions(), 'sections': sections})
   for name, section in sections.items():
     print(name, json.dumps(section, indent=1))
 

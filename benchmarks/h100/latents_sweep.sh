@@ -1,20 +1,39 @@
 #!/usr/bin/env bash
-# What latents.sh trained, measured (docs/continuous.md).
+# What latents.sh trained, measured (docs/continuous.md): quality by several
+# programs that share the device, then times.
 # CLASSIFIER=DIR, that images.sh made, also tells classes.
 #   benchmarks/h100/latents_sweep.sh OUT CIFAR10.npz
 source "$(dirname "$0")/common.sh"
 DATA=${2:?CIFAR-10 as an .npz of its JPEG files}
+drafters=taught=$OUT/mar_taught/model,small=$OUT/mar_small/model
 
+sweep() {  # name, target, options
+  local name=$1 target=$2
+  shift 2
+  stage "latents_$name" "${SWEEP_S:-1500}" python -m sample.latents_sweep \
+    --target "$OUT/$target/model" --tokenizer "$OUT/vae/autoencoder" \
+    --data "$DATA" --classifier "${CLASSIFIER:-}" \
+    --features "${FEATURES:-lite0}" \
+    --samples "${SAMPLES:-10000}" --few "${FEW:-2500}" \
+    --batch_size "${BATCH:-2500}" --batches "${BATCHES:-1,8,128,256}" \
+    --repeats "${REPEATS:-2}" "$@" --out "$OUT/latents_$name"
+}
+one=(--parts quality --drafters "$drafters" --num_draft 8)
+many=(--drafters "taught=$OUT/mar_taught/model" --ahead 0
+  --num_draft "${DRAFTS:-4,8,16,32}" --rules "path_exact;cspd")
+# The ablations of the first and the last step, and of the deviations.
+sweep free mar "${one[@]}" --guidance 1 --ahead 0,4 --prefill 0.05,0,0.15 \
+  --steps 'last_noise=False;first=None;variance=lower' &
+sweep guided mar "${one[@]}" --guidance 4 --ahead 0,4 &
+[ -d "$OUT/mar_masked/model" ] && sweep masked mar_masked --parts quality \
+  --guidance 1 --ahead 0 --iterations 64,32,16 &
+REPEATS=1 sweep warm mar "${many[@]}" --parts speed --guidance 1 &
+wait
 stage head 300 python -m benchmarks.head --target "$OUT/mar/model" \
   --out "$OUT/head.json"
-stage sweep "${SWEEP_S:-1500}" python -m sample.latents_sweep \
-  --target "$OUT/mar/model" --tokenizer "$OUT/vae/autoencoder" --data "$DATA" \
-  --drafters "taught=$OUT/mar_taught/model,small=$OUT/mar_small/model" \
-  --samples "${SAMPLES:-10000}" --num_draft "${DRAFTS:-4,8,16,32}" \
-  --classifier "${CLASSIFIER:-}" --prefill 0.05 --batches "${BATCHES:-1,8,128,256}" --repeats 2 \
-  --out "$OUT/sweep"
-stage sweep_masked "${MASKED_S:-600}" python -m sample.latents_sweep \
-  --target "$OUT/mar_masked/model" --tokenizer "$OUT/vae/autoencoder" \
-  --data "$DATA" --classifier "${CLASSIFIER:-}" \
-  --samples "${SAMPLES:-10000}" --iterations 64,32,16 \
-  --batches "${BATCHES:-1,8,128,256}" --repeats 2 --out "$OUT/sweep_masked"
+sweep ahead mar --drafters '' --parts speed --guidance 1 --ahead 0,2,4,8,16
+sweep speed mar "${many[@]}" --parts speed --guidance 1
+[ -d "$OUT/mar_masked/model" ] && sweep speed_masked mar_masked --parts speed \
+  --guidance 1 --ahead 0 --iterations 64,32,16
+stage latents_table 60 python -m sample.latents_table --out "$OUT/latents" \
+  --results "$OUT"/latents_{free,guided,ahead,speed}
