@@ -5,9 +5,10 @@
 
 What heads are told comes from images that the decoder makes itself. For each
 number of tokens denoised at a time: seconds of a whole chain (a scan, as
-decoding draws one), and of drafts of K steps (`drafters.held.Held`), in turn;
-calls of the head. Exact either way: by reflection where variances are fixed,
-else by thinning.
+decoding draws one), of drafts of K steps in the loop of texts
+(`drafters.held.Held`) and in a loop of their own (`models.ahead`), in turn;
+calls of the head. Exact any way: by reflection where variances are fixed, else
+by thinning.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from specjax.core.round import Engine
 from specjax.core.types import Context, Models, Options
 from specjax.drafters.held import Held
 from specjax.host import latent_sampling, mar
+from specjax.models.ahead import Ahead
 from specjax.models.denoising import Denoising
 
 
@@ -103,23 +105,30 @@ def compare(
       Engine(Denoising(process), Held(width, process, hold), rule),
       Models(target=head), conditions)
   rows = len(jax.tree.leaves(conditions)[0])
-  law = chains.Path(process, head, conditions, jnp.ones((rows,)))
   draw = jax.jit(lambda law, keys: law.token(law.sample(keys)))
 
-  def plain(seed: int):
-    return draw(law, jax.random.split(jax.random.key(seed), rows))
+  def chain(process: Any):
+    law = chains.Path(process, head, conditions, jnp.ones((rows,)))
+    return lambda seed: draw(
+        law, jax.random.split(jax.random.key(seed), rows))
 
-  pairs, calls = [], []
+  ways = {
+      'plain': chain(process), 'drafted': drafted,
+      'ahead': chain(dataclasses.replace(process, ahead=Ahead(width)))}
+  times: dict[str, list[float]] = {name: [] for name in ways}
+  calls = []
   for seed in range(repeats + 1):
-    before, _ = setup.timed(plain, seed)
-    after, (_, rounds) = setup.timed(drafted, seed)
-    if seed:  # the first compiles
-      pairs.append((before, after))
-    calls.append(float(np.asarray(rounds).max()))
+    for name, way in ways.items():
+      took, made = setup.timed(way, seed)
+      if seed:  # the first compiles
+        times[name].append(took)
+      if name == 'drafted':
+        calls.append(float(np.asarray(made[1]).max()))
   return {
-      'plain_s': setup.spread([a for a, _ in pairs]),
-      'drafted_s': setup.spread([b for _, b in pairs]),
-      'speedup': setup.spread([a / b for a, b in pairs]),
+      **{f'{name}_s': setup.spread(took) for name, took in times.items()},
+      **{f'{name}_speedup': setup.spread([
+          a / b for a, b in zip(times['plain'], times[name], strict=True)])
+         for name in ('drafted', 'ahead')},
       'calls': setup.spread(calls), 'steps': process.num_steps}
 
 

@@ -20,7 +20,7 @@ MAY = {
     # `pipeline` is to models of tokens, `density` is to continuous ones.
     'models': ('specjax.core.types', 'specjax.core.pipeline',
                'specjax.core.density', 'specjax.core.chains',
-               'specjax.core.tree',
+               'specjax.core.keys', 'specjax.core.tree',
                'specjax.io.errors', 'specjax.io.gguf'),
     'io': ('specjax.core.types', 'specjax.parallel'),
     'parallel': (),

@@ -29,12 +29,10 @@ from specjax.certificates.continuous_faults import (
   VarianceForDeviation,
 )
 from specjax.certificates.report import SIZE, Row
-from specjax.core.ahead import Ahead
 from specjax.core.round import Engine
 from specjax.core.types import Models
 from specjax.drafters.chain_density import ChainDensity
-from specjax.drafters.held import Held
-from specjax.models.denoising import Denoising
+from specjax.models.ahead import Ahead
 from specjax.verify import CSpD, PathExact, Reflection
 
 # Kinds of rows, in turn: prompt, tokens to make, temperature.
@@ -235,21 +233,13 @@ def energy(
   return float(np.mean(found >= found[0] * (1 - 1e-6)))
 
 
-def _ahead(process: Any, rule: Any) -> Any:
-  """Returns steps whose chains are drawn three states a call."""
-  return dataclasses.replace(
-      process, ahead=Ahead(Denoising, Held(3, process), rule))
-
-
 @functools.cache
 def grid(full: bool) -> tuple[Walked, ...]:
   """Returns the rows of continuous tokens, and the faults to be found."""
   chain = walks.diffusion()
   wide = walks.diffusion(2)
-  ahead = {
-      variance: _ahead(walks.diffusion(variance=variance), rule)
-      for variance, rule in (
-          ('learned', PathExact()), ('lower', Reflection()))}
+  ahead = {variance: walks.diffusion(variance=variance, ahead=Ahead(3))
+           for variance in ('learned', 'lower')}
   rows = [
       Walked('mixture head', PathExact()),
       Walked('normal head', PathExact(), mixed=False),
@@ -258,7 +248,7 @@ def grid(full: bool) -> tuple[Walked, ...]:
       Walked('denoised', PathExact(3), chain),
       Walked('denoised', PathExact(1), chain),
       Walked('denoised', CSpD(), chain),
-      Walked('denoised ahead', PathExact(), ahead['lower']),
+      Walked('denoised ahead', PathExact(1), ahead['lower'], num_draft=1),
       Walked('denoised, two at a time', PathExact(), chain, num_draft=3,
              together=2)]
   if full:
@@ -268,7 +258,7 @@ def grid(full: bool) -> tuple[Walked, ...]:
         Walked('normal head, other deviation', Reflection(), mixed=False),
         Walked('mixture head, 2 channels', PathExact(), channels=2),
         Walked('denoised, one draft', PathExact(), chain, num_draft=1),
-        Walked('denoised ahead, learned deviations', PathExact(2),
+        Walked('denoised ahead, learned deviations', PathExact(1),
                ahead['learned']),
         Walked('denoised, three at a time', PathExact(3), chain, together=3),
         Walked('mixture head, two at a time', PathExact(), together=2),
@@ -286,6 +276,5 @@ def grid(full: bool) -> tuple[Walked, ...]:
              num_draft=3, together=2, is_fault=True),
       Walked('noise of the draft in the residual', NoiseAgain(), chain,
              is_fault=True),
-      Walked('states ahead are kept unseen', PathExact(),
-             _ahead(walks.diffusion(variance='lower'), Unseen()),
-             num_draft=1, is_fault=True))
+      Walked('states ahead are kept unseen', PathExact(1),
+             walks.diffusion(ahead=Unseen(3)), num_draft=1, is_fault=True))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from specjax.core import chains, density, tree
+from specjax.models.ahead import Ahead
 from specjax.verify.continuous import PathExact, event_of
 
 
@@ -105,11 +106,18 @@ class Quiet:
         model.process, law.params, law.condition, law.temperature)), state
 
 
-@dataclasses.dataclass(frozen=True)
-class Unseen(PathExact):
-  """Keeps every draft."""
+class Unseen(Ahead):
+  """Keeps every state that was guessed."""
 
-  def tests(self, context, draft, p, q):
-    """As `PathExact`, with ratios of one."""
-    ratio, extra, laws = super().tests(context, draft, p, q)
-    return jnp.zeros_like(ratio), extra, laws
+  def __call__(self, path, state, keys, first):
+    """As `Ahead`, of a head that goes on saying what was guessed."""
+    def head(params, x, time, condition):
+      noise, between = path.process.head(
+          params, x[:, :1], jax.tree.map(lambda y: y[:, :1], time), condition)
+      signal = time.signal[..., None]
+      token = (x[:, :1] - jnp.sqrt(1 - signal[:, :1]) * noise) / jnp.sqrt(
+          signal[:, :1])
+      held = (x - jnp.sqrt(signal) * token) / jnp.sqrt(1 - signal)
+      return held, jnp.broadcast_to(between, x.shape)
+    process = dataclasses.replace(path.process, head=head)
+    return super().__call__(path.replace(process=process), state, keys, first)

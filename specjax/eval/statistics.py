@@ -84,10 +84,10 @@ class Statistics:
     return len(self.mean)
 
   @functools.cached_property
-  def spectrum(self) -> tuple[Float, Float]:
-    """Eigenvalues f64[D] and eigenvectors of the covariance, worked out once.
+  def spectrum(self) -> tuple[Any, Any]:
+    """Eigenvalues f64[D] and eigenvectors f64[D,D] of the covariance.
 
-    What many sets are compared with is decomposed for the first only.
+    Worked out once, for what many sets are compared with.
     """
     values, vectors = np.linalg.eigh(self.covariance)
     return values, vectors

@@ -11,21 +11,18 @@ import warnings
 import jax
 import numpy as np
 
-from specjax.core.ahead import Ahead
-from specjax.drafters.held import Held
 from specjax.host.load import Model
 from specjax.io import model_folder, pth
 from specjax.io.errors import FormatError
 from specjax.models import mar as mar_lib
 from specjax.models import named
+from specjax.models.ahead import Ahead
 from specjax.models.causal_images import CausalImages
-from specjax.models.denoising import Denoising
 from specjax.models.diffusion import Diffusion
 from specjax.models.diffusion_head import DenoisingMLP, GuidedHead, bare
 from specjax.models.mar import MAR
 from specjax.models.masked_images import MaskedImages
 from specjax.models.transformer_config import TransformerConfig
-from specjax.verify import PathExact, Reflection
 
 Decoder = MaskedImages | CausalImages
 
@@ -98,13 +95,8 @@ def changed(lm: Decoder, *, ahead: int = 0, **process: Any) -> Decoder:
   """
   if ahead < 0:
     raise ValueError(f'ahead={ahead}: must be >= 0')
-  new = dataclasses.replace(lm.process, ahead=None, **process)
-  if ahead:
-    Denoising(new)  # or why not
-    # Learned deviations differ from state to state; others need no loop.
-    rule = PathExact() if new.variance == 'learned' else Reflection()
-    new = dataclasses.replace(
-        new, ahead=Ahead(Denoising, Held(ahead, new), rule))
+  new = dataclasses.replace(
+      lm.process, ahead=Ahead(ahead) if ahead else None, **process)
   return dataclasses.replace(lm, process=new)
 
 

@@ -53,7 +53,7 @@ class Diffusion:
     first: level at which chains begin, None for the last. One level less
       leaves out the step whose mean is the most sensitive to the head: at
       100 levels of 1,000 the signal there is 3e-4.
-    ahead: how chains are drawn: None step by step, or a `core.ahead.Ahead`,
+    ahead: how chains are drawn: None step by step, or a `models.ahead.Ahead`,
       which takes fewer calls of the head.
   """
 
@@ -76,6 +76,9 @@ class Diffusion:
     if self.first is not None and not 1 <= self.first < self.num_levels:
       raise ValueError(f'first={self.first}: must be in [1, num_levels='
                        f'{self.num_levels})')
+    if self.ahead is not None and not self.last_noise:
+      raise ValueError('ahead: steps are guessed by their densities, which a '
+                       'last step without noise has not: set last_noise=True')
 
   @property
   def num_steps(self) -> int:
