@@ -20,7 +20,7 @@ from specjax.distill.trainer import TrainState
 from specjax.host import tiny
 from specjax.io import checkpoint
 from specjax.io.errors import FormatError, OutputError
-from train import log
+from train import fit_run, log
 from train.checkpoints import Checkpoints
 
 CONFIG = {'seed': 0, 'model': {'taps': (1, 2)}, 'log_every': 5}
@@ -169,6 +169,9 @@ def test_a_line_says_which_steps_had_no_loss():
       ({'bad_steps': 3}, why.format('3 steps'))):
     assert log.train_line({**row, **rest}, 9) == (
         f'step 6/9, {said}50 tokens/s, 1:01 left')
+  run = types.SimpleNamespace(num_steps=9, unit='images')  # nothing is asked
+  assert fit_run.Run.train_line(run, {'bad_steps': 3, **rest}) == (
+      f'step 6/9, {why.format("3 steps")}50 images/s, 1:01 left')
 
 
 def test_a_line_of_metrics_that_was_cut_off_is_dropped(tmp_path):

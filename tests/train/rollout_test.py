@@ -78,10 +78,9 @@ def test_a_dataset_is_written_without_a_word_of_tfds(
   pytest.importorskip('tensorflow_datasets')
   code, stdout, stderr = run(
       command, tmp_path, '--config.form=tfds', '--quiet')
-  assert (code, stdout) == (0, '')
-  assert stderr == f'wrote {tmp_path}/rollouts\n' or not stderr
+  assert (code, stdout, stderr) == (0, '', '')
   texts = whole(written[0])['rollouts']
-  assert len(store.read(tmp_path / 'rollouts')) == len(texts)
+  assert len([*store.read(tmp_path / 'rollouts')]) == len(texts)
 
 
 def test_a_tiny_drafter_learns_from_tiny_rollouts(
