@@ -86,9 +86,10 @@ def run(main: Callable[[], int | None]) -> None:
   def parse(argv):
     try:
       rest = flags.FLAGS(argv)
-      if flags.FLAGS['verbosity'].using_default_value:
+      verbosity = flags.FLAGS['verbosity']
+      if verbosity.using_default_value:
         # absl would go on to INFO: tfds and orbax tell of every file.
-        flags.FLAGS.verbosity = -1
+        verbosity.value, verbosity.using_default_value = -1, False
       if 'config' in flags.FLAGS:
         _ = flags.FLAGS.config.items  # raises if its file is missing
       return rest
