@@ -48,8 +48,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
   add('--target', help='the target model; default: that of our own drafter')
   add('--name', help='the target as engines find it; default: --target')
   add('--revision', default='', help="of the target's weights")
-  add('--max_length', type=int, default=32768,
-      help='positions that the target supports')
+  add('--max_length', type=int,
+      help='positions that engines will give the target; default: its\n'
+      'context, 32768 where its files do not say')
   add('--dtype', default='bfloat16',
       help='of the tensors: float32, bfloat16, float16, or int8 (specjax)')
   add('--mask_token', type=int,

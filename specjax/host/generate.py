@@ -93,7 +93,8 @@ def generate(
   Raises:
     ValueError: a prompt, option or combination that cannot be run; the
       message names it. A prompt must fit into the target's context with its
-      `max_new_tokens`. MemoryError: it will not fit, said before allocation.
+      `max_new_tokens`, and into a draft model's.
+    MemoryError: it will not fit, said before allocation.
     FloatingPointError: NaN or infinite logits (request, round).
   """
   prompts, samplings = _pair(prompts, sampling)
@@ -114,6 +115,8 @@ def generate(
 
   def check(request: Request) -> None:
     requests_lib.check_context(request, target.max_length, capacity)
+    requests_lib.check_context(
+        request, methods.context_of(drafter), capacity, 'the draft model')
     requests_lib.check(request, size, target.num_ids)
 
   for request in first:  # before anything is compiled

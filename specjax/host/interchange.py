@@ -39,6 +39,8 @@ _SOURCES: dict[Any, Any] = {
     HeadsConfig: HeadsSource}
 # Tokens a round, where neither config nor file says.
 _NUM_DRAFT = 5
+# Positions of a target whose files do not say how many it has.
+_MAX_LENGTH = 32768
 _PICKLES = ('pytorch_model.bin', 'medusa_lm_head.pt')
 
 
@@ -159,15 +161,28 @@ def write(
 
 def describe(
     target: Model, *, name: str | None = None, revision: str = '',
-    max_length: int = 32768,
+    max_length: int | None = None,
 ) -> Target:
   """Returns what `read` and `write` need of a loaded model.
 
   Args:
     target: the model.
     name: as engines find it ('Qwen/Qwen3-4B'); None is where it came from.
-    revision: of its weights. max_length: positions that it supports.
+    revision: of its weights.
+    max_length: positions that engines will give it; None is its context,
+      or 32768 where nobody says.
+
+  Raises:
+    ValueError: a length that is not in [1, its context].
   """
+  most = target.max_length
+  if max_length is None:
+    max_length = most or _MAX_LENGTH
+  if max_length < 1:
+    raise ValueError(f'max_length={max_length}: must be >= 1')
+  if most is not None and max_length > most:
+    raise ValueError(f'max_length={max_length}: the context of {target.name} '
+                     f'is {most} tokens')
   matrices = {k: target.params[k] for k in ('embedding', 'head')
               if k in target.params}
   return Target(name or target.name, target.lm.config,

@@ -21,6 +21,7 @@ from specjax.drafters import (
 )
 from specjax.drafters.chain_density import ChainDensity
 from specjax.drafters.copying import Copying
+from specjax.drafters.source import LanguageModel
 from specjax.host import drafter as trained
 from specjax.host import mar, schedules, shapes, vocab_trim
 from specjax.host.load import Model
@@ -288,6 +289,19 @@ def draft_lm(target: Model, drafter: Model) -> Any:
   if drafter.lm.chunk >= target.lm.chunk:
     return drafter.lm
   return dataclasses.replace(drafter.lm, chunk=target.lm.chunk)
+
+
+def context_of(drafter: Any) -> int | None:
+  """Returns the context of a drafter's language model, in tokens.
+
+  None: it has none, or nobody says how much.
+  """
+  while hasattr(drafter, 'drafter'):  # a length schedule around it
+    drafter = drafter.drafter
+  model = getattr(drafter, 'model', None)
+  if isinstance(model, LanguageModel):
+    model = model.model
+  return getattr(model, 'max_length', None)
 
 
 def check_vocabularies(target: Model, drafter: Model) -> None:

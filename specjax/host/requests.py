@@ -190,18 +190,20 @@ def _form(
 
 
 def check_context(
-    request: Request, max_length: int | None, capacity: int | None = None
+    request: Request, max_length: int | None, capacity: int | None = None,
+    who: str = 'this model',
 ) -> None:
   """Raises ValueError for a text longer than a model is made for, if known.
 
-  `capacity` is where the text ends at the latest, if anywhere.
+  `capacity` is where the text ends at the latest, if anywhere; `who` is the
+  model in the message.
   """
   num, new = len(request.tokens), request.sampling.max_new_tokens
   most = num + new if capacity is None else min(num + new, capacity)
   if max_length is not None and max(num + 1, most) > max_length:
     raise ValueError(
         f'prompt {_name(request)}: {num} tokens and max_new_tokens={new}; '
-        f'the context of this model is {max_length}')
+        f'the context of {who} is {max_length}')
 
 
 def _name(request: Request) -> str:

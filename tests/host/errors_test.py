@@ -22,6 +22,7 @@ MODEL = toy_text.model()
 NAMELESS = dataclasses.replace(MODEL, tokenizer=None)
 ONE = Sampling(temperature=1.0)
 SHORT = tiny.model(num_layers=1, max_length=64)
+LONG = tiny.model(num_layers=1, max_length=128)
 
 
 @pytest.mark.parametrize('field, value, allowed', [
@@ -80,6 +81,12 @@ EVERYTHING = tuple(range(toy_text.VOCAB))
     ('prompt 0: 64 tokens and max_new_tokens=9; the context .* is 64', SHORT,
      None, ['b' * 64], {'capacity': 32, 'sampling': Sampling(
          max_new_tokens=9)}),
+    ('prompt 1: 20 tokens and max_new_tokens=45; .* the draft model is 64',
+     LONG, SHORT, ['a', 'b' * 20], {'sampling': Sampling(max_new_tokens=45)}),
+    ('prompt 0: 64 tokens and max_new_tokens=1; .* the draft model is 64',
+     LONG, {'method': 'draft_model', 'model': SHORT,
+            'draft_len_schedule': 'heuristic'},
+     ['b' * 64], {'sampling': Sampling(max_new_tokens=1)}),
     ('2 sampling options for 3 prompts', MODEL, None, ['a'] * 3,
      {'sampling': [ONE] * 2}),
     ('batch_size=0: must be an integer >= 1', MODEL, None, ['a'],

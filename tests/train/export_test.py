@@ -55,6 +55,28 @@ def test_out_and_in_again(trained, tmp_path, capsys):
   jax.tree.map(np.testing.assert_array_equal, again.params, ours.params)
 
 
+def test_positions_are_those_of_the_target(
+    trained, tmp_path, monkeypatch, capsys):
+  def export_to(name, *flags):
+    code = run('--drafter', trained, '--target', 'random', '--format',
+               'speculators', '--out', tmp_path / name, '--mask_token', 256,
+               *flags)
+    if code:
+      return capsys.readouterr().err
+    values = json.loads((tmp_path / name / 'config.json').read_text())
+    return values['transformer_layer_config']['max_position_embeddings']
+  assert export_to('to-unknown') == 32768  # nobody says
+  assert export_to('to-more', '--max_length', 50000) == 50000
+  short = tiny.model(max_length=512)
+  monkeypatch.setattr(export.tiny, 'model', lambda: short)
+  assert export_to('to-own') == 512
+  assert export_to('to-less', '--max_length', 64) == 64
+  assert export_to('to-beyond', '--max_length', 513) == (
+      'error: max_length=513: the context of random is 512 tokens\n')
+  assert 'max_length=0: must be >= 1' in export_to('none', '--max_length', 0)
+  assert not (tmp_path / 'to-beyond').exists()
+
+
 def test_bfloat16_is_the_default(trained, tmp_path):
   assert run('--drafter', trained, '--target', 'random', '--format',
              'speculators', '--out', tmp_path / 'x', '--mask_token', 256) == 0
