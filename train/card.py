@@ -50,6 +50,7 @@ def _card(config, scores, text, target, figures) -> str:
       f'{_percent(scores["conditional"])} |',
       f'| teacher-forced acceptance by position, held-out text | '
       f'{_percent(scores["held_out"]["acceptance"])} |',
+      *_confidence(scores),
       f'| tokens that can be drafted | {scores["draft_vocab_size"]}, '
       f'{scores["held_out_coverage"]:.2%} of held-out text |', '',
       f'Measured on {config.eval.num_prompts} prompts at most, '
@@ -66,6 +67,16 @@ def _card(config, scores, text, target, figures) -> str:
       lines.append(f'* {key}: `{origin[key]}`')
   lines += ['', *(f'![{name}]({name})' for name in figures), '']
   return '\n'.join(lines)
+
+
+def _confidence(scores: Mapping[str, Any]) -> list[str]:
+  """Returns the row of a confidence head, if there is one."""
+  if 'calibration' not in scores:
+    return []
+  return ['| calibration error of the confidence head by position, before | '
+          f'{_percent(scores["calibration"]["before"])} |',
+          '| the same after calibration | '
+          f'{_percent(scores["calibration"]["after"])} |']
 
 
 def _how(temperature: float) -> str:

@@ -15,13 +15,13 @@ from typing import Any
 import jax
 
 from specjax.data import conversations
-from specjax.distill import kinds
+from specjax.distill import confidence, kinds
 from specjax.distill.trainer import Trainer
-from specjax.host import cli, image_sampling
+from specjax.host import cli
 from specjax.host import drafter as drafter_lib
 from train import card, log, loop
 from train import text as text_lib
-from train.run import Run
+from train.run import Run, load_target
 
 _FLAGS = cli.define_flags('out/drafter')
 
@@ -29,14 +29,7 @@ _FLAGS = cli.define_flags('out/drafter')
 def main() -> int:
   """Runs the program; returns the exit code."""
   config, out, stop, mesh, quiet = loop.begin(_FLAGS)
-  if 'guidance' in config:  # codes of images
-    if mesh is not None:
-      raise ValueError('config.mesh: drafters of images are trained on one '
-                       'device')
-    target, _ = image_sampling.load_target(
-        config.target, dtype=config.dtype, guidance=config.guidance)
-  else:
-    target = cli.load_target(config, mesh, quiet)
+  target = load_target(config, mesh, quiet)
 
   # --- Text -----------------------------------------------------------
   text = text_lib.read(config, target, config.seed)
@@ -76,11 +69,11 @@ def keep(
 ) -> None:
   """Writes the drafter, and what there is to say about it."""
   config, target = run.config, run.target
-  form = config.save.form
+  form, model = config.save.form, run.trainer.task.model
 
   def save() -> None:
     drafter_lib.save_drafter(
-        folder, run.trainer.task.model, state.net, run.ids, target,
+        folder, model, state.net, run.ids, target,
         kind=config.kind, num_draft=run.num_draft, form=form, facts={
             'metrics': scores, 'config': config.to_dict(),
             'text': run.text.facts})
@@ -88,6 +81,12 @@ def keep(
   # What users will load, not what was trained: other number formats.
   loaded = drafter_lib.load_drafter(folder, target)
   scores['saved_tau'] = run.decode(loaded.params).tau
+  found = run.calibrate(loaded.params)
+  if found is not None:
+    model = confidence.calibrated(model, found.temperatures)
+    scores['calibration'] = found.to_values()
+    cli.note(f'calibration error of the confidence head: {found.describe()}',
+             quiet)
   save()
   card.write(folder, config, scores, run.text.facts, metrics, target)
   cli.note(f'tau {scores["tau"]:.3f}, {scores["saved_tau"]:.3f} as saved '

@@ -14,17 +14,34 @@ from specjax import verify
 from specjax.core.round import Engine
 from specjax.core.types import Models
 from specjax.data import packing
-from specjax.distill import measure, teacher
+from specjax.distill import confidence, measure, teacher
 from specjax.distill.on_policy import OnPolicy
 from specjax.distill.task import cast
 from specjax.distill.trainer import Trainer
+from specjax.host import cli, image_sampling, shapes
 from specjax.host import drafter as drafter_lib
-from specjax.host import shapes
 from specjax.host.load import Model
 from specjax.io.errors import FormatError
 from specjax.parallel import rules
 from train import log, loop
 from train.text import Text
+
+
+def load_target(
+    config: Any, mesh: jax.sharding.Mesh | None, quiet: bool
+) -> Model:
+  """Loads `config.target`: of text, or of codes of images under guidance.
+
+  Raises:
+    ValueError: a mesh, for images.
+  """
+  if 'guidance' not in config:
+    return cli.load_target(config, mesh, quiet)
+  if mesh is not None:
+    raise ValueError('config.mesh: drafters of images are trained on one '
+                     'device')
+  return image_sampling.load_target(
+      config.target, dtype=config.dtype, guidance=config.guidance)[0]
 
 
 class Run(loop.Run):
@@ -131,6 +148,19 @@ class Run(loop.Run):
     return measure.acceptance(
         self._engine, Models(target=self.target.params, drafter=params),
         self._context, chunk=min(128, self.target.lm.chunk))
+
+  def calibrate(self, params: Any) -> confidence.Calibration | None:
+    """Calibrates a drafter's confidence head on the held-out prompts.
+
+    None: it has none, or there are too few prompts.
+    """
+    model = self.trainer.task.model
+    if not confidence.has_head(model) or len(self.text.prompts) < 2:
+      return None
+    return confidence.calibrate(
+        model, self.target.lm,
+        Models(target=self.target.params, drafter=params), self._context,
+        chunk=min(128, self.target.lm.chunk))
 
   def _share(self, net: Any) -> Any:
     """Returns what the drafter uses beside its weights; it never changes."""

@@ -3,7 +3,8 @@
     temperatures = fit(logits, accepted, drafted)
     chance = jax.nn.sigmoid(logits / temperatures)
 
-On the host, from rounds that training did not see.
+On the host, from rounds that training did not see (`distill.confidence`
+decodes them).
 """
 
 from __future__ import annotations
@@ -45,6 +46,22 @@ def joint(logits: Any, temperatures: Any = 1.0) -> np.ndarray:
   """
   return np.cumprod(_sigmoid(
       np.asarray(logits, np.float64) / temperatures), axis=1)
+
+
+def errors(
+    logits: Any, accepted: Any, drafted: Any = None, temperatures: Any = 1.0,
+    *, num_bins: int = NUM_BINS,
+) -> np.ndarray:
+  """Returns f64[G]: the calibration error of each slot's joint chance.
+
+  Args: as `fit`; temperatures as `joint`.
+  """
+  label = np.logical_and.accumulate(np.asarray(accepted, bool), axis=1)
+  weight = np.ones(label.shape) if drafted is None else (
+      np.asarray(drafted, np.float64))
+  chance = joint(logits, temperatures)
+  return np.asarray([ece(*columns, num_bins=num_bins) for columns in zip(
+      chance.T, label.T, weight.T, strict=True)])
 
 
 def fit(

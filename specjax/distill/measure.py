@@ -12,7 +12,7 @@ import numpy as np
 
 from specjax.core import loop
 from specjax.core.round import Engine
-from specjax.core.types import Context, Models, Options
+from specjax.core.types import Context, Models, Options, SpecState
 
 Array = jax.Array
 
@@ -70,12 +70,19 @@ def context(
       keys=keys, options=options)
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames='chunk')
-def _decode(engine: Engine, params: Models, start: Context, chunk: int):
+def decoded(
+    engine: Engine, params: Models, start: Context, chunk: int
+) -> SpecState:
+  """Returns the state after all rows are done; to be compiled."""
   state = loop.empty(engine, start)
   rows = jnp.ones(start.length.shape, bool)
   state = loop.start(engine, params, state, rows, chunk=chunk)
-  state = loop.run(engine, params, state, jnp.int32(2**30))
+  return loop.run(engine, params, state, jnp.int32(2**30))
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames='chunk')
+def _decode(engine: Engine, params: Models, start: Context, chunk: int):
+  state = decoded(engine, params, start, chunk)
   return state.context.tokens, state.context.length, state.metrics
 
 

@@ -96,7 +96,8 @@ class BlockSource:
     if previous is not None:
       logits = logits + self.model.bias(params.drafter, hidden, previous)
     logits = jnp.broadcast_to(logits, shape + logits.shape[-1:])
-    chance = self.model.confidence(params.drafter, hidden, previous)
+    chance = self.model.confidence(
+        params.drafter, hidden, previous, index)
     memory = {k: v for k, v in memory.items() if k != 'chance'}
     if chance is not None:
       memory['chance'] = chance

@@ -54,6 +54,8 @@ class BlockConfig:
     markov_input: 'table': a trained vector for each kept token and one for
       all others; 'embedding': a projection of the target's embedding.
     confidence: whether there is a confidence head.
+    temperatures: what its logits are divided by, a number > 0 for each slot
+      (`distill.confidence` fits them); () for 1.
   """
 
   decoder: TransformerConfig
@@ -66,6 +68,7 @@ class BlockConfig:
   markov_rank: int = 128
   markov_input: str = 'table'
   confidence: bool = True
+  temperatures: tuple[float, ...] = ()
 
   def __post_init__(self):
     draft_layers.check(self.decoder)
@@ -80,6 +83,11 @@ class BlockConfig:
     if self.num_slots < 1 or self.markov_rank < 1:
       raise ValueError(f'num_slots={self.num_slots}, markov_rank='
                        f'{self.markov_rank}: must be >= 1')
+    if self.temperatures and not (
+        self.confidence and len(self.temperatures) == self.num_slots
+        and min(self.temperatures) > 0):
+      raise ValueError(f'temperatures={self.temperatures}: must be > 0, one '
+                       'for each slot of a drafter with a confidence head')
     if self.draft_vocab_size > self.decoder.vocab_size:
       raise ValueError(
           f'draft_vocab_size={self.draft_vocab_size}: the target has '

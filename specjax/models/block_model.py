@@ -141,17 +141,23 @@ class BlockModel:
         preferred_element_type=jnp.float32)
 
   def confidence(
-      self, params: Any, hidden: Array, previous: Array | None
+      self, params: Any, hidden: Array, previous: Array | None, slot: Any
   ) -> Array | None:
-    """Returns the chance f32[...] that a slot's draft is accepted."""
+    """Returns the chance f32[...] that a slot's draft is accepted.
+
+    Given that those before it are. `slot int32[]` is the same for all.
+    """
     if not self.config.confidence:
       return None
-    return jax.nn.sigmoid(self.confidence_logit(params, hidden, previous))
+    logit = self.confidence_logit(params, hidden, previous)
+    if self.config.temperatures:
+      logit /= jnp.asarray(self.config.temperatures, jnp.float32)[slot]
+    return jax.nn.sigmoid(logit)
 
   def confidence_logit(
       self, params: Any, hidden: Array, previous: Array | None
   ) -> Array:
-    """Returns the confidence head's output f32[...] before the sigmoid."""
+    """Returns the confidence head's output f32[...], as it is trained."""
     return self._apply(params, 'confidence', hidden, previous)
 
   def spread(self, params: Any, logits: Array) -> Array:

@@ -74,8 +74,14 @@ def test_a_run_and_the_same_run_interrupted(command, tmp_path):
   assert kept == ['00000450', '00000600']
   facts = json.loads((whole / 'drafter' / 'config.json').read_text())
   assert facts['kind'] == 'dspark' and facts['num_draft'] == 3
+  # Temperatures are kept if they lower the error where it is tried.
+  found = facts['metrics']['calibration']
+  lower = np.mean(found['after']) < np.mean(found['before'])
+  assert len(facts['model']['config']['temperatures']) == 3 * lower
+  assert 'calibration error of the confidence head' in stderr
   card = (whole / 'drafter' / 'MODEL_CARD.md').read_text()
   assert 'drafter_smollm2.py:tiny' in card and 'tau.png' in card
+  assert 'calibration error of the confidence head' in card
   # Another run into the same folder is refused.
   code, stderr = run(command, whole, *LONG, '--config.seed=1')
   assert code == 1 and 'config.seed=0, now 1' in stderr

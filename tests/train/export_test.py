@@ -13,7 +13,7 @@ import tokenizers
 from specjax.distill import kinds
 from specjax.host import drafter as drafter_lib
 from specjax.host import interchange, tiny
-from specjax.io import safetensors
+from specjax.io import drafter_file, safetensors
 from specjax.io.tokenizer import Tokenizer
 from train import export
 
@@ -53,6 +53,20 @@ def test_out_and_in_again(trained, tmp_path, capsys):
   assert again.source.model.config == ours.source.model.config
   assert (again.num_draft, again.facts['kind']) == (3, 'dspark')
   jax.tree.map(np.testing.assert_array_equal, again.params, ours.params)
+
+
+def test_temperatures_stay_in_our_own_format(trained, tmp_path):
+  arrays, ids, facts = drafter_file.read(trained)
+  facts['model']['config']['temperatures'] = [0.5, 1.0, 2.0]
+  mine = drafter_file.write(tmp_path / 'mine', arrays, ids, facts)
+  assert run('--drafter', mine, '--target', 'random', '--format', 'specjax',
+             '--out', tmp_path / 'own2') == 0
+  again = drafter_lib.load_drafter(tmp_path / 'own2', TARGET)
+  assert again.source.model.config.temperatures == (0.5, 1.0, 2.0)
+  with pytest.warns(UserWarning, match='temperatures of a confidence head'):
+    assert run('--drafter', mine, '--target', 'random', '--format',
+               'speculators', '--out', tmp_path / 'x', '--mask_token',
+               256) == 0
 
 
 def test_positions_are_those_of_the_target(

@@ -272,6 +272,9 @@ def write_values(
 ) -> dict[str, Any]:
   """Returns the content of `config.json`."""
   c, d = config, config.decoder
+  if c.temperatures:
+    warnings.warn(f'{form} has no place for the temperatures of a confidence '
+                  'head: they are left out', stacklevel=2)
   layers = shared.layer_values(d, dtype, target.max_length)
   layers['layer_types'] = ['full_attention'] * d.num_layers
   said = dict(layers)
