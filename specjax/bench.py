@@ -65,7 +65,7 @@ def main() -> int:
   cli.start(_FLAGS.distributed.value)
   mesh = cli.mesh(config.mesh)
   target = cli.load_target(config, mesh, quiet)
-  runs = build(config, target, options, mesh, quiet)
+  runs = build(config, target, options, quiet)
 
   # --- Measure --------------------------------------------------------
   turns = sum(len(p.turns or ('',)) for p in prompts) * options.n
@@ -180,7 +180,7 @@ def read_prompts(
   return [prompts[index] for index in kept], len(skipped)
 
 
-def build(config, target: specjax.Model, options, mesh, quiet) -> list[Run]:
+def build(config, target: specjax.Model, options, quiet) -> list[Run]:
   """Returns plain decoding and the runs of the config.
 
   Everything that can be refused is refused here, before the first of them

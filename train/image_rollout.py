@@ -18,6 +18,7 @@ from specjax.distill import rollout
 from specjax.host import cli, image_sampling
 from specjax.host import drafter as drafter_lib
 from specjax.io import output
+from train import answers
 
 _FLAGS = cli.define_flags('out/codes')
 
@@ -35,15 +36,16 @@ def main() -> int:
   classes, grid = facts['data']['classes'], facts['grid']
   prompts = [np.asarray([target.vocab_size + i % len(classes)], np.int32)
              for i in range(config.num_images)]
-  status, begin = cli.StatusLine(quiet), time.monotonic()
+  status, begin = answers.Status(quiet), time.monotonic()
+  status.begin('images')
   records: list[Record] = []
   for record in rollout.generate(
       target.lm, target.params, prompts, eos=(), settings=rollout.Settings(
           max_new=grid[0] * grid[1], temperatures=(config.temperature,),
-          batch=config.batch_size, buckets=(1,), seed=config.seed)):
+          batch=config.batch_size, buckets=(1,), seed=config.seed),
+      on_progress=status):
     records.append(record)
-    status(f'{len(records)}/{len(prompts)} images')
-  status.clear()
+  status.end()
   seconds = time.monotonic() - begin
   # In order of the prompts: all classes are on both sides.
   records.sort(key=lambda r: r.prompt_index)

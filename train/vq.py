@@ -8,7 +8,6 @@ the same config, goes on exactly where it stopped.
 from __future__ import annotations
 
 from collections.abc import Mapping
-import math
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,6 @@ def main() -> int:
 
 class Run(tokenizer_run.Run):
   """A tokenizer in training."""
-
-  most = 10 * math.log10(255**2 / 1e-3)
 
   def __init__(
       self, config: Any, data: image_data.Data,

@@ -195,7 +195,7 @@ class Program:
     return tally
 
 
-def pair_cells(setting: Setting, laws: Laws, tally: Tally) -> list[Cells]:
+def pair_cells(laws: Laws, tally: Tally) -> list[Cells]:
   """Returns pairs of first tokens, and the products that they follow."""
   one = [laws.of('target', k, ()) for k in range(NUM_KINDS)]
   cells = [Cells(seen.reshape(-1), np.outer(p, p).reshape(-1))
@@ -273,7 +273,7 @@ def _judge(
     row.detectable_tv = chance
     row.note = f'reports {mean:.3f} a text'
     return row
-  pairs = fit.g_test(pair_cells(laws.setting, laws, tally))
+  pairs = fit.g_test(pair_cells(laws, tally))
   row.p_value = min(1.0, 2 * min(test.p_value, pairs.p_value))
   row.passed = row.p_value > size
   if not row.passed:

@@ -141,7 +141,7 @@ class MARObjective:
     return net, None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DistilledMAR(MARObjective):
   """A drafter that is taught the target's steps, on states they share.
 
@@ -160,7 +160,7 @@ class DistilledMAR(MARObjective):
       channel: the first steps multiply any error by hundreds.
   """
 
-  teacher: MaskedImages | CausalImages | None = None
+  teacher: MaskedImages | CausalImages
   task: float = 0.1
   distil: float = 1.0
   guidance: float = 1.0
@@ -168,7 +168,7 @@ class DistilledMAR(MARObjective):
 
   def __post_init__(self):
     super().__post_init__()
-    if self.teacher is None or type(self.teacher) is not type(self.lm):
+    if type(self.teacher) is not type(self.lm):
       raise ValueError('a drafter is taught by a decoder of its own kind, '
                        'masked or causal')
     mine, theirs = self.lm.process, self.teacher.process

@@ -110,11 +110,14 @@ def flag_error(error: BaseException, argv: Sequence[str]) -> str:
   lines = [line.strip() for line in str(text).splitlines() if line.strip()]
   if isinstance(error, (AttributeError, KeyError)):
     missing, _, hint = ' '.join(lines).partition(' Did you mean')
-    for flag in (a.partition('=')[0] for a in argv):
-      if flag.startswith('--config.') and (
-          flag.rpartition('.')[2] == missing.strip('\'"')):
-        hint = f'; did you mean{hint}' if hint else ''
-        return f'{flag}: the config has no such value{hint}'
+    missing = missing.strip('\'"')
+    # Of a flag any part may be unknown; the error has the part alone.
+    named = [flag for flag in (a.partition('=')[0] for a in argv)
+             if flag.startswith('--config.')
+             and missing in flag.split('.')[1:]]
+    if named:
+      hint = f'; did you mean{hint}' if hint else ''
+      return f'{" or ".join(named)}: the config has no {missing!r}{hint}'
   if len(lines) > 1:  # a file that is missing, or raises
     return f'--config: {lines[-1].removeprefix("ValueError: ")}'
   text = lines[0] if lines else repr(error)

@@ -275,7 +275,7 @@ class _Run:
     if halted.any():
       self._halt(halted)
     if self.on_progress:
-      self._report(seen, now)
+      self._report(now)
 
   def _count(self, seen: dict[str, Any]) -> None:
     """Adds up slot-rounds: the longest active row tells the rounds run."""
@@ -309,7 +309,7 @@ class _Run:
     self.decoder.state = state.replace(
         context=state.context.replace(done=done))
 
-  def _report(self, seen: dict[str, Any], now: float) -> None:
+  def _report(self, now: float) -> None:
     made = sum(len(r.tokens) for r in self.results)
     made += sum(len(r.tokens) for r in self.rows if r is not None)
     self.on_progress(Progress(

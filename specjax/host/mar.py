@@ -32,11 +32,6 @@ KINDS = ('masked', 'causal')
 _HEADS = {768: 12, 1024: 16, 1280: 16}
 
 
-def is_folder(source: Any) -> bool:
-  """Whether a source is a folder that `save` wrote."""
-  return model_folder.kind_of(source) == FORMAT
-
-
 def save(
     folder: str | Path, lm: Decoder, params: Any, facts: Mapping[str, Any],
     form: str = 'bfloat16',

@@ -94,8 +94,9 @@ class TransformerConfig:
       raise ValueError(
           f'grid_width={self.grid_width}, head_dim={self.head_dim}: a grid '
           'has a width >= 1, and heads a multiple of 4')
-    if not 0 <= self.dropout < 1:
-      raise ValueError(f'dropout={self.dropout}: must be in [0, 1)')
+    if self.dropout and not 0 < round(256 * self.dropout) < 256:
+      raise ValueError(f'dropout={self.dropout}: must be 0 or, in steps of '
+                       '1/256, in (0, 1)')
     if self.caption_dim is not None and self.grid_width is None:
       raise ValueError(f'caption_dim={self.caption_dim} needs grid_width')
 

@@ -252,8 +252,13 @@ TINY = ('specjax.sample', '--config', 'configs/quickstart.py:tiny', '--out')
 @pytest.mark.parametrize('arguments, said', [
     (['{}', '--config.sampling.temprature=1'],
      r'--config.sampling.temprature: the config has.*"temperature"'),
+    (['{}', '--config.sampl.top_k=1'],
+     "--config.sampl.top_k: the config has no 'sampl'; did you.*sampling"),
+    (['{}', '--config.batch_size=1', '--config.sampling.batch_size=2'],
+     "--config.batch_size or --config.sampling.batch_size: the config has no "
+     "'batch_size'"),
     (['{}', '--config.nonsense=1'],
-     '--config.nonsense: the config has no such value\n'),
+     "--config.nonsense: the config has no 'nonsense'\n"),
     (['{}', '--config=configs/nope.py'], "--config: .*'configs/nope.py'"),
     (['{}', '--config=configs/quickstart.py:x'], "--config: .*'x'"),
     (['{}', '--nonsense'], "unknown command line flag 'nonsense'"),

@@ -177,6 +177,14 @@ def test_refused(base, change, message):
     config_lib.from_hf({**base, **change})
 
 
+@pytest.mark.parametrize('dropout', [-0.1, 0.001, 0.999, 1.0])
+def test_shares_that_are_no_steps_of_a_byte(dropout):
+  config = config_lib.from_hf(LLAMA)
+  assert dataclasses.replace(config, dropout=0.996).dropout == 0.996
+  with pytest.raises(ValueError, match=r'must be 0 or, in steps of 1/256'):
+    dataclasses.replace(config, dropout=dropout)
+
+
 def test_unknown_dtype():
   with pytest.raises(ValueError, match="'int8': known are float32"):
     config_lib.from_hf(LLAMA, 'int8')

@@ -219,6 +219,22 @@ def test_published_files(tmp_path, monkeypatch):
     images.load_lm(tmp_path / 'vq.pt')
 
 
+def test_on_a_terminal_codes_are_counted(trained, tmp_path):
+  """A status line is written there alone."""
+  screen, end = os.openpty()
+  done = subprocess.run(
+      [sys.executable, '-m', 'train.image_rollout', '--config',
+       'configs/rollout_image.py:tiny', '--out', str(tmp_path / 'codes'),
+       f'--config.target={trained / "lm" / "model"}'],
+      cwd=ROOT, env=dict(os.environ, PYTHONPATH=str(ROOT)), timeout=600,
+      stdout=subprocess.DEVNULL, stderr=end)
+  os.close(end)
+  said = os.read(screen, 2**16).decode()
+  os.close(screen)
+  assert done.returncode == 0, said
+  assert 'images: 40/40' in said
+
+
 def test_a_drafter_for_images(trained, tmp_path):
   """Codes that the decoder wrote, a drafter of them, images drafted by it."""
   lm = trained / 'lm' / 'model'
