@@ -20,6 +20,7 @@ def get_config(arg: str = '') -> config_dict.ConfigDict:
   """Returns the config; `arg` is '', 'small' or 'tiny'."""
   config = common.image_run()
   config.tokenizer = config_dict.placeholder(str)
+  config.init_from = config_dict.placeholder(str)  # a decoder to go on from
   config.model = config_dict.ConfigDict(dict(
       num_layers=7, num_heads=8, embed_dim=512, dropout=0.15,
       dtype='bfloat16'))

@@ -11,7 +11,8 @@ image's own: one pass scores a window of drafts. Drafters of it:
       6 M parameters, trained on the images like the target
   --config configs/mar_cifar10.py:small --config.teacher=out/mar/model \
       --out out/mar_drafter
-      likewise, taught the target's own steps
+      likewise, taught the target's own steps; with
+      --config.init_from=out/mar_small/model it begins where that one ended
   --config configs/mar_cifar10.py:nano --config.teacher=out/mar_small/model \
       --out out/mar_nano
       1.4 M parameters, to draft for the 6 M as a target
@@ -30,6 +31,7 @@ def get_config(arg: str = '') -> config_dict.ConfigDict:
   """Returns the config; `arg` is '', 'small', 'nano', 'masked' or 'tiny'."""
   config = common.image_run()
   config.tokenizer = config_dict.placeholder(str)
+  config.init_from = config_dict.placeholder(str)  # a decoder to go on from
   config.model = config_dict.ConfigDict(dict(
       kind='causal', num_layers=8, num_heads=8, width=512, buffer=16,
       dtype='bfloat16'))

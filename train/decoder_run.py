@@ -19,6 +19,8 @@ from specjax.data.images import Images
 from specjax.eval import pictures
 from specjax.fit.step import Objective
 from specjax.host import cli
+from specjax.io import model_folder
+from specjax.io.errors import FormatError
 from train import fit_run, image_data, loop
 
 # Samples of the figure: of every class.
@@ -111,7 +113,10 @@ class Run(fit_run.Run):
   Attributes:
     classes: names. grid: tokens of an image, high and wide. length: in all.
     out: the folder of its figure. batches, tests: of tokens and labels.
+    format: of the folders of its decoders.
   """
+
+  format: str
 
   def __init__(
       self, config: Any, objective: Objective, images: Encoded,
@@ -127,6 +132,21 @@ class Run(fit_run.Run):
     self.tests = Batches(
         images.test, config.batch_size, flip=False,
         num_classes=len(self.classes))
+
+  def begun(self, net: Any) -> Any:
+    """Returns the weights of `config.init_from`, or those given.
+
+    Raises:
+      ValueError: a folder of something else, or of another shape.
+    """
+    folder = self.config.init_from
+    if not folder:
+      return net
+    try:
+      return model_folder.fitted(
+          folder, model_folder.load(folder, self.format)[1], net)
+    except FormatError as error:
+      raise ValueError(f'config.init_from: {error}') from error
 
   @abc.abstractmethod
   def draw(self, net: Any, step: int) -> dict[str, float]:

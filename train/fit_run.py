@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from specjax.fit.step import Fitter, Objective
@@ -38,7 +39,14 @@ class Run(loop.Run):
   def fresh(self) -> Any:
     """Returns the state before the first step."""
     state = jax.jit(self.fitter.init)(self.key)
+    net = self.begun(state.net)
+    if net is not state.net:
+      state = state.replace(net=net, average=jax.tree.map(jnp.copy, net))
     return state if self.mesh is None else rules.on_mesh(state, self.mesh)
+
+  def begun(self, net: Any) -> Any:
+    """Returns the weights to begin with, given random ones."""
+    return net
 
   def abstract(self) -> Any:
     """Returns the shapes of `fresh`."""

@@ -41,7 +41,7 @@ def main() -> int:
 class Run(decoder_run.Run):
   """An image decoder in training."""
 
-  unit = 'codes'
+  unit, format = 'codes', images.LM
 
   def __init__(
       self, config: Any, data: image_data.Data, tokenizer: images.Tokenizer,

@@ -47,7 +47,7 @@ def main() -> int:
 class Run(decoder_run.Run):
   """A decoder in training."""
 
-  unit = 'tokens'
+  unit, format = 'tokens', mar.FORMAT
 
   def __init__(
       self, config: Any, data: image_data.Data,

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Continuous image tokens on CIFAR-10: autoencoder, causal decoder, drafters of
-# equal size (one trained on images, one taught the target's steps), a tiny one
-# for the smaller decoder, MAR's bidirectional decoder, grids of samples.
+# equal size (one trained on images, which is then taught the target's steps), a
+# tiny one for the smaller decoder, MAR's bidirectional decoder, grids of samples.
 # TINY=1 tries the commands.
 #   benchmarks/h100/latents.sh OUT CIFAR10.npz
 source "$(dirname "$0")/common.sh"
@@ -24,7 +24,8 @@ decoder mar_small :small "${SMALL_MIN:-3}" &
 decoder mar '' "${MAR_MIN:-7}"
 wait
 decoder mar_taught :small "${TAUGHT_MIN:-3.5}" \
-  --config.teacher="$OUT/mar/model" &
+  --config.teacher="$OUT/mar/model" \
+  --config.init_from="$OUT/mar_small/model" &
 decoder mar_nano :nano "${NANO_MIN:-2}" \
   --config.teacher="$OUT/mar_small/model" &
 decoder mar_masked :masked "${MASKED_MIN:-3.5}"

@@ -14,6 +14,7 @@ from configs import mar_cifar10, sample_latents
 from specjax.host import latent_sampling, latents, mar
 from specjax.models import vae
 from specjax.models.vae import VAEConfig
+from train import image_data
 from train import mar as train_mar
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -108,6 +109,30 @@ def test_what_is_refused(trained, flags, message, tmp_path):
       capture_output=True, text=True)
   assert done.returncode == 1 and message in done.stderr
   assert 'Traceback' not in done.stderr
+
+
+def test_a_decoder_goes_on_from_another(trained, tmp_path):
+  """A drafter begins with the weights of one that was not taught."""
+  config = mar_cifar10.get_config('tiny')
+  config.tokenizer = str(trained / 'vae' / 'autoencoder')
+  data = image_data.read(config.data, config.seed, labels=True)
+
+  def run():
+    return train_mar.Run(
+        config, data, latents.load_autoencoder(config.tokenizer), None,
+        tmp_path)
+
+  config.init_from = str(trained / 'causal' / 'model')
+  state = run().fresh()
+  kept = mar.load(config.init_from)[0].params
+  for found in (state.net, state.average):
+    jax.tree.map(np.testing.assert_array_equal, found, kept)
+  config.model.width = 8
+  with pytest.raises(ValueError, match='config.init_from: .*tensor '):
+    run().fresh()
+  config.init_from = config.tokenizer
+  with pytest.raises(ValueError, match='config.init_from: .*specjax-mar'):
+    run().fresh()
 
 
 def test_an_autoencoder_of_other_channels_is_refused(trained, tmp_path):
