@@ -16,7 +16,7 @@ GRID = continuous.grid(False)
 def test_names_are_unique_and_the_full_form_has_more():
   names = [n for job in continuous.grid(True) for n in job.names]
   assert len(names) == len({*names}) > len(GRID)
-  assert sum(n.startswith('fault: ') for n in names) == 6
+  assert sum(n.startswith('fault: ') for n in names) == 7
 
 
 @pytest.mark.parametrize('name', [
@@ -24,7 +24,8 @@ def test_names_are_unique_and_the_full_form_has_more():
     'denoised / path_exact(last_steps=1)', 'fault: no first rejection',
     'fault: noise of the draft in the residual',
     'denoised, two at a time / path_exact',
-    'fault: rejections inside a set end nothing'])
+    'fault: rejections inside a set end nothing',
+    'fault: states ahead are kept unseen'])
 def test_rows(name):
   [job] = [job for job in GRID if job.names == (name,)]
   [row] = job.run(job.names, 0, 1)
