@@ -18,13 +18,16 @@ sweep() {  # name, target, options
     --batch_size "${BATCH:-2500}" --batches "${BATCHES:-1,8,128,256}" \
     --repeats "${REPEATS:-2}" "$@" --out "$OUT/latents_$name"
 }
-one=(--parts quality --drafters "$drafters" --num_draft 8)
+one=(--parts quality --num_draft 8 --ahead 0)
 many=(--drafters "taught=$OUT/mar_taught/model" --ahead 0
   --num_draft "${DRAFTS:-4,8,16,32}" --rules "path_exact;cspd")
+sweep free mar "${one[@]}" --drafters "$drafters" --guidance 1 &
+sweep guided mar "${one[@]}" --drafters "$drafters" --guidance 4 &
+sweep prefill mar "${one[@]}" --drafters "taught=$OUT/mar_taught/model" \
+  --rules path_exact --prefill 0,0.05,0.15 --judged '' --guidance 1 &
 # The ablations of the first and the last step, and of the deviations.
-sweep free mar "${one[@]}" --guidance 1 --ahead 0,4 --prefill 0.05,0,0.15 \
+sweep steps mar --parts quality --drafters '' --ahead 0,4 --guidance 1 \
   --steps 'last_noise=False;first=None;variance=lower' &
-sweep guided mar "${one[@]}" --guidance 4 --ahead 0,4 &
 [ -d "$OUT/mar_masked/model" ] && sweep masked mar_masked --parts quality \
   --guidance 1 --ahead 0 --iterations 64,32,16 &
 REPEATS=1 sweep warm mar "${many[@]}" --parts speed --guidance 1 &
@@ -36,4 +39,4 @@ sweep speed mar "${many[@]}" --parts speed --guidance 1
 [ -d "$OUT/mar_masked/model" ] && sweep speed_masked mar_masked --parts speed \
   --guidance 1 --ahead 0 --iterations 64,32,16
 stage latents_table 60 python -m sample.latents_table --out "$OUT/latents" \
-  --results "$OUT"/latents_{free,guided,ahead,speed}
+  --results "$OUT"/latents_{free,guided,prefill,steps,ahead,speed}
