@@ -24,9 +24,10 @@ many=(--drafters "taught=$OUT/mar_taught/model" --ahead 0
 sweep free mar "${one[@]}" --drafters "$drafters" --guidance 1 &
 sweep guided mar "${one[@]}" --drafters "$drafters" --guidance 4 &
 sweep prefill mar "${one[@]}" --drafters "taught=$OUT/mar_taught/model" \
-  --rules path_exact --prefill 0,0.05,0.15 --judged '' --guidance 1 &
+  --rules path_exact --prefill 0,0.15 --judged '' --guidance 1 --only taught &
 # The ablations of the first and the last step, and of the deviations.
 sweep steps mar --parts quality --drafters '' --ahead 0,4 --guidance 1 \
+  --only 'plain,' \
   --steps 'last_noise=False;first=None;variance=lower' &
 [ -d "$OUT/mar_masked/model" ] && sweep masked mar_masked --parts quality \
   --guidance 1 --ahead 0 --iterations 64,32,16 &
