@@ -168,10 +168,8 @@ def load_lm(
   if Path(folder).is_file():
     return _published_lm(folder, dtype or default_dtype(), chunk)
   facts, arrays = model_folder.load(folder, LM)
-  values = facts['model']
-  config = TransformerConfig(**{
-      **values, 'local_layers': tuple(values['local_layers']),
-      'dtype': dtype or default_dtype()})
+  config = TransformerConfig.of({
+      **facts['model'], 'dtype': dtype or default_dtype()})
   params = model_folder.fitted(folder, arrays, weights.abstract(config))
   model = Model(name=str(folder), lm=ImageLM(config, chunk=chunk),
                 params=params)

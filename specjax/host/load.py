@@ -12,7 +12,7 @@ from specjax.io import checkpoint, gguf, hub, model_folder, safetensors
 from specjax.io.errors import FormatError
 from specjax.io.tokenizer import Tokenizer
 from specjax.models import config as config_lib
-from specjax.models import rope, transformer, weights
+from specjax.models import transformer, weights
 from specjax.models.causal import CausalLM
 from specjax.parallel import rules
 
@@ -158,10 +158,7 @@ def _restore(path, source, dtype, mesh, chunk) -> Model:
   values = facts['config']
   if dtype not in (None, values['dtype']):
     raise ValueError(f"dtype={dtype!r}: {path} holds {values['dtype']}")
-  if values['rope_scaling'] is not None:
-    values['rope_scaling'] = rope.RopeScaling(**values['rope_scaling'])
-  values['local_layers'] = tuple(values['local_layers'])
-  config = transformer.TransformerConfig(**values)
+  config = transformer.TransformerConfig.of(values)
   params = checkpoint.load(
       path, weights.abstract(config), _shardings(config, mesh))
   tokenizer = facts['tokenizer'] and Tokenizer.from_state(facts['tokenizer'])

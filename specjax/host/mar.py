@@ -171,9 +171,8 @@ def built(values: Mapping[str, Any]) -> Decoder:
   inner = dict(values['decoder'])
   if values['kind'] == 'masked':
     return MaskedImages(MAR(**inner), process)
-  inner['local_layers'] = tuple(inner.get('local_layers', ()))
   return CausalImages(
-      TransformerConfig(**inner), process=process, **values['tokens'])
+      TransformerConfig.of(inner), process=process, **values['tokens'])
 
 
 def published(

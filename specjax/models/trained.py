@@ -15,7 +15,6 @@ from specjax.models.block_model import BlockModel
 from specjax.models.eagle import EagleConfig
 from specjax.models.eagle_model import EagleModel
 from specjax.models.medusa import HeadsConfig, HeadsModel
-from specjax.models.rope import RopeScaling
 from specjax.models.small_lm import SmallLMConfig, SmallLMModel
 from specjax.models.transformer_config import TransformerConfig
 
@@ -54,11 +53,7 @@ def from_values(values: Mapping[str, Any]) -> Any:
   config, model, _ = _FAMILIES[str(name)]
   given = _tuples(values.get('config', {}))
   if 'decoder' in given:
-    decoder = _tuples(given['decoder'])
-    if decoder.get('rope_scaling') is not None:
-      decoder['rope_scaling'] = _made(
-          RopeScaling, _tuples(decoder['rope_scaling']))
-    given['decoder'] = _made(TransformerConfig, decoder)
+    given['decoder'] = TransformerConfig.of(given['decoder'])
   return model(_made(config, given))
 
 

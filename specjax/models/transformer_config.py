@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import dataclasses
+from typing import Any, Self
 
 import jax
 
@@ -99,6 +101,22 @@ class TransformerConfig:
                        '1/256, in (0, 1)')
     if self.caption_dim is not None and self.grid_width is None:
       raise ValueError(f'caption_dim={self.caption_dim} needs grid_width')
+
+  @classmethod
+  def of(cls, values: Mapping[str, Any]) -> Self:
+    """Returns the shape of JSON values, in which tuples are lists.
+
+    Raises:
+      ValueError: a name that is unknown or missing, or a value out of range.
+    """
+    values = dict(values)
+    try:
+      if values.get('rope_scaling') is not None:
+        values['rope_scaling'] = rope.RopeScaling(**values['rope_scaling'])
+      values['local_layers'] = tuple(values.get('local_layers', ()))
+      return cls(**values)
+    except TypeError as error:
+      raise ValueError(f'not the shape of a decoder: {error}') from error
 
   def is_local(self, layer: int) -> bool:
     """Whether a layer attends through a sliding window."""

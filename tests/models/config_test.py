@@ -1,6 +1,7 @@
 """Published configurations, as transformers 4 and 5 and GGUF write them."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from specjax.models import config as config_lib
 from specjax.models import rope
 from specjax.models.rope import RopeScaling
+from specjax.models.transformer_config import TransformerConfig
 
 LLAMA = dict(  # SmolLM2-135M
     architectures=['LlamaForCausalLM'], model_type='llama', vocab_size=49152,
@@ -183,6 +185,20 @@ def test_shares_that_are_no_steps_of_a_byte(dropout):
   assert dataclasses.replace(config, dropout=0.996).dropout == 0.996
   with pytest.raises(ValueError, match=r'must be 0 or, in steps of 1/256'):
     dataclasses.replace(config, dropout=dropout)
+
+
+def test_a_shape_is_read_from_json():
+  config = dataclasses.replace(
+      config_lib.from_hf(GEMMA), rope_scaling=rope.RopeScaling('linear', 2.0))
+  values = json.loads(json.dumps(dataclasses.asdict(config)))
+  assert TransformerConfig.of(values) == config
+  for damaged, said in (
+      ({**values, 'depth': 3}, "not the shape of a decoder: .*'depth'"),
+      ({'vocab_size': 3}, 'not the shape of a decoder: .*num_layers'),
+      ({**values, 'rope_scaling': {'type': 'x'}}, 'not the shape'),
+      ({**values, 'dropout': 2.0}, 'dropout=2.0')):
+    with pytest.raises(ValueError, match=said):
+      TransformerConfig.of(damaged)
 
 
 def test_unknown_dtype():
