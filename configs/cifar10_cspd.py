@@ -6,8 +6,8 @@ Two minutes on two CPU cores. Writes a labelled grid, maps of where (in the
 image, in the order of decoding) drafts were accepted, and the summary. The
 rule compares the drafts' own denoising paths and is exact; drafts are scored
 by one pass of a causal decoder. Decoders of this size spend their time in
-denoising steps: guessing those ahead (`:ahead`) makes them twice as fast, also
-exactly, where drafts of tokens do not pay. See docs/continuous.md.
+denoising steps: guessing those ahead (`:ahead`) makes them 2.8 times as fast,
+also exactly, where drafts of tokens do not pay. See docs/continuous.md.
 
   --config configs/cifar10_cspd.py:published  the published rule, which is not
                                               exact
