@@ -19,8 +19,6 @@ from specjax.eval.statistics import Statistics
 from specjax.models.classifier import Classifier
 from train import image_data
 
-# Of a Frechet distance; each decomposes a matrix.
-_RESAMPLES = 20
 # Samples of either side whose neighbours are looked at, and of a subset of
 # the kernel distance: numbers are comparable at equal sizes only.
 _NEAR, _SUBSET, _SUBSETS = 2000, 1000, 20
@@ -48,17 +46,16 @@ class Judge:
   ) -> dict[str, Any]:
     """Returns scores of uint8[N,H,W,3], and of the classes asked for.
 
-    'distance' is Frechet's, 'half_width' two deviations of resampled samples,
-    'kernel' the unbiased squared MMD with its standard error, 'precision' and
-    'recall' are of balls around 3 neighbours. With labels and a classifier
+    'distance' is Fréchet's, 'half_width' two standard errors of it, 'kernel'
+    the unbiased squared MMD with its standard error, 'precision' and 'recall'
+    are of balls around 3 neighbours. With labels and a classifier
     'class_accuracy', also by class. What takes more samples is left out.
     """
-    found, rng = self.extract(pixels), np.random.default_rng(0)
-    again = [self._distance(found[rng.integers(len(found), size=len(found))])
-             for _ in range(_RESAMPLES)]
+    found = self.extract(pixels)
+    distance = distances.frechet_estimate(self.reference, found)
     out: dict[str, Any] = {
-        'distance': self._distance(found),
-        'half_width': 2 * float(np.std(again, ddof=1))}
+        'distance': distance.value,
+        'half_width': 2 * distance.standard_error}
     least = min(len(found), len(self.real))
     if least >= _SUBSET:
       kernel = distances.kernel_distance(
@@ -82,12 +79,9 @@ class Judge:
       made_again: the real images, encoded and decoded.
     """
     return {'name': self.name, 'real_images': len(self.real),
-            'tokenizer': self._distance(self.extract(made_again)),
+            'tokenizer': distances.frechet_estimate(
+                self.reference, self.extract(made_again)).value,
             'floor': distances.floor(self.real, len(self.real) // 2)}
-
-  def _distance(self, found: np.ndarray) -> float:
-    return distances.frechet(
-        self.reference, Statistics.of(found, extractor=self.extract.name))
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ each, to `sweep.json`:
 * the time of a batch of images at each of `--batches`, over plain decoding of
   the same classes in turn with it (prompt included, pixels left out);
 * the Frechet distance of `--samples` images to the test images, plus or minus
-  two standard deviations of resampled samples (the real images stay);
+  two standard errors of sampling (the real images stay);
   beside them what the tokenizer makes of the test images, and the distance of
   two halves of the real images: of smaller sets, so that it is larger than
   what a perfect sampler would score.

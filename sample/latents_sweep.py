@@ -18,7 +18,7 @@ makes first, number of denoising steps guessed ahead, and scale of guidance,
 * the largest Kolmogorov-Smirnov distance of a channel to plain decoding with
   other noise; beside it what two plain samples are apart;
 * the Frechet distance of `--samples` images to the test images, plus or minus
-  two deviations of resampled samples, beside that of what the autoencoder
+  two standard errors of sampling, beside that of what the autoencoder
   makes of the test images, and of two halves of the real images. It is taken
   of plain decoding and, at the largest K and the first share, of the rules
   that are `--judged`; other points decode `--few` images.

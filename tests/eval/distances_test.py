@@ -9,7 +9,12 @@ import pytest
 from scipy import linalg
 
 from specjax.eval import distances
-from specjax.eval.distances import bootstrap, frechet, inception_score
+from specjax.eval.distances import (
+  bootstrap,
+  frechet,
+  frechet_estimate,
+  inception_score,
+)
 from specjax.eval.distances import floor as floor_of
 from specjax.eval.statistics import Statistics
 
@@ -69,6 +74,44 @@ def test_the_same_samples_and_samples_of_the_same_law():
   two = Statistics.of(RNG.normal(size=(4000, 5)) @ np.diag(
       [1, 2, 3, 1, 1]) + 2, extractor='e')
   assert frechet(one, two) == pytest.approx(20, rel=0.05)
+
+
+def test_the_standard_error_of_one_feature_is_known():
+  # (m - m_r)^2 + (s - s_r)^2: of normal samples the variance of its estimate
+  # is (2 shift s)^2 / n + (2 (s - s_r))^2 s^2 / (2 n).
+  n, shift, s = 4000, 0.7, 1.6
+  x = np.random.default_rng(0).normal(shift, s, (n, 1))
+  real = gaussian(np.zeros(1), np.eye(1))
+  found = frechet_estimate(real, x)
+  wanted = np.sqrt(((2 * shift * s) ** 2 + 2 * ((s - 1) * s) ** 2) / n)
+  assert found.standard_error == pytest.approx(wanted, rel=0.05)
+  assert found.value == pytest.approx(shift**2 + (s - 1) ** 2, rel=0.1)
+
+
+@pytest.mark.parametrize('dim, n', [(6, 400), (24, 1500)])
+def test_the_standard_error_is_the_spread_over_sets(dim, n):
+  rng = np.random.default_rng(1)
+  real = gaussian(np.zeros(dim), np.diag(np.linspace(0.2, 2, dim)))
+  mix = rng.normal(size=(dim, dim)) / np.sqrt(dim)
+  sets = rng.standard_t(8, (60, n, dim)) @ mix + 0.3
+  found = [frechet_estimate(real, x) for x in sets]
+  spread = np.std([f.value for f in found], ddof=1)
+  told = np.mean([f.standard_error for f in found])
+  assert told == pytest.approx(spread, rel=0.3)  # 60 sets: 9 % deviation
+  one = Statistics.of(sets[0], extractor=real.extractor)
+  assert found[0].value == pytest.approx(frechet(real, one), rel=1e-9)
+  again = bootstrap(
+      lambda x: frechet_estimate(real, x).value, sets[0], resamples=100)
+  assert found[0].standard_error == pytest.approx(
+      (again.high - again.low) / 3.92, rel=0.35)
+
+
+def test_the_standard_error_without_full_rank_is_finite():
+  rng = np.random.default_rng(2)
+  real = Statistics.of(rng.normal(size=(50, 9)), extractor='x')
+  with pytest.warns(UserWarning, match='mostly bias'):
+    found = frechet_estimate(real, rng.normal(size=(5, 9)))
+  assert np.isfinite(found.standard_error) and found.standard_error > 0
 
 
 def test_what_cannot_be_compared():
