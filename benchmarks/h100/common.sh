@@ -23,3 +23,13 @@ stage() {
   if [ "$code" = 0 ]; then touch "$OUT/log/$name.done"; fi
   return "$code"
 }
+
+# sweep NAME SECONDS MODULE TARGET ARGUMENTS...: a stage that measures points
+# of a sweep into $OUT/NAME, judged beside the images of $DATA.
+sweep() {
+  local name=$1 limit=$2 module=$3 target=$4
+  shift 4
+  stage "$name" "$limit" python -m "$module" --target "$OUT/$target/model" \
+    --data "$DATA" --classifier "${CLASSIFIER:-}" \
+    --features "${FEATURES:-lite0}" --out "$OUT/$name" "$@"
+}

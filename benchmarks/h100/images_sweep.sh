@@ -4,32 +4,44 @@
 #   benchmarks/h100/images_sweep.sh OUT CIFAR10.npz
 source "$(dirname "$0")/common.sh"
 DATA=${2:?CIFAR-10 as an .npz of its JPEG files}
-points=(--neighbours "${NEIGHBOURS:-100}" --delta "${DELTA:-0.01,0.05,0.4}"
-  --lam "${LAMBDA:-1.5,2,5}" --tree "${TREE:-branching:3,2,1,1}")
+CLASSIFIER=$OUT/classifier/classifier
+many=${SAMPLES:-10000} some=${SOME:-2500}
+one=${DELTA:-0.1}  # of points that are measured in other settings too
 
-sweep() {  # name, target, drafter, options
+points() {  # name, target, drafter, options
   local name=$1 target=$2 drafter=$3
   shift 3
-  stage "sweep_$name" "${SWEEP_S:-1500}" python -m sample.lantern_sweep \
-    --target "$OUT/$target/model" --tokenizer "$OUT/vq/tokenizer" \
-    --drafter "$OUT/$drafter" --data "$DATA" \
-    --classifier "$OUT/classifier/classifier" \
-    --features "${FEATURES:-lite0}" --samples "${SAMPLES:-10000}" \
-    --batch_size "${BATCH:-500}" --batches "${BATCHES:-1,8,64}" \
-    --repeats "${REPEATS:-5}" "${points[@]}" "$@" --out "$OUT/sweep_$name"
+  sweep "sweep_$name" 1500 sample.lantern_sweep "$target" \
+    --tokenizer "$OUT/vq/tokenizer" --drafter "$OUT/$drafter" \
+    --batch_size "${BATCH:-500}" --samples "$many" --repeats "${REPEATS:-3}" \
+    --neighbours "${NEIGHBOURS:-100}" --delta "$one" --lam "${LAMBDA:-2}" \
+    --tree "${TREE:-branching:3,2,1,1}" --guidance 2 "$@"
 }
+quality() { points "$@" --parts quality; }
 eagle=eagle_image_ar/drafter
-quality=(--parts quality)
-sweep guided image_ar $eagle "${quality[@]}" --guidance 2 &
-sweep plain image_ar $eagle "${quality[@]}" --guidance 1 &
-sweep small image_ar_small eagle_image_ar_small/drafter "${quality[@]}" \
-  --guidance 2 --only 'plain|exact; chain|LANTERN' &
-sweep lm image_ar image_ar_small/model "${quality[@]}" --guidance 2 \
-  --only 'exact; chain|LANTERN' &
-# Compiles what is timed below.
-REPEATS=1 sweep warm image_ar $eagle --parts speed --guidance 2 &
+chains='plain|exact; chain|LANTERN; '
+quality guided image_ar $eagle --delta "${DELTAS:-0.1,0.02,0.4}" \
+  --lam "${LAMBDAS:-2,5}" --only '^(?!SJD, LANTERN; .*delta=0.(02|4))' &
+quality plain image_ar $eagle --guidance 1 &
+quality small image_ar_small eagle_image_ar_small/drafter \
+  --neighbours "${SMALL_K:-10}" --delta 0.05 --only "$chains" &
+quality codes image_ar $eagle --neighbours "${KS:-10,1000}" --samples "$some" \
+  --only "$chains" &
+quality greedy image_ar $eagle --temperatures 0.9,0 --samples "$some" \
+  --only "$chains|LANTERN[+]" &
+quality lm image_ar image_ar_small/model --samples "$some" --only "$chains" &
+times() {  # name, options
+  local name=$1
+  shift
+  points "${name}speed" image_ar $eagle "$@" --parts speed \
+    --batches "${BATCHES:-1,8,64}" --only 'plain|exact; |LANTERN|GSD|coupled'
+  points "${name}speed_greedy" image_ar $eagle "$@" --parts speed \
+    --temperatures 0 --only "$chains|LANTERN[+]"
+  points "${name}speed_plain" image_ar $eagle "$@" --parts speed \
+    --guidance 1 --only "$chains|LANTERN[+]"
+}
+times warm_ --repeats 1 &  # compiles
 wait
-sweep speed image_ar $eagle --parts speed --guidance 2
-BATCHES=1 sweep speed_plain image_ar $eagle --parts speed --guidance 1
+times ''
 stage sweep_table 60 python -m sample.lantern_plots --out "$OUT/sweep" \
-  --results "$OUT"/sweep_{guided,plain,speed,speed_plain}
+  --results "$OUT"/sweep_{guided,plain,codes,greedy,speed,speed_greedy,speed_plain}

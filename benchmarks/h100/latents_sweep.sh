@@ -6,38 +6,47 @@
 source "$(dirname "$0")/common.sh"
 DATA=${2:?CIFAR-10 as an .npz of its JPEG files}
 drafters=taught=$OUT/mar_taught/model,small=$OUT/mar_small/model
+taught=(--drafters "taught=$OUT/mar_taught/model")
+masked=$OUT/mar_masked/model
 
-sweep() {  # name, target, options
+points() {  # name, target, options
   local name=$1 target=$2
   shift 2
-  stage "latents_$name" "${SWEEP_S:-1500}" python -m sample.latents_sweep \
-    --target "$OUT/$target/model" --tokenizer "$OUT/vae/autoencoder" \
-    --data "$DATA" --classifier "${CLASSIFIER:-}" \
-    --features "${FEATURES:-lite0}" \
+  sweep "latents_$name" 1500 sample.latents_sweep "$target" \
+    --tokenizer "$OUT/vae/autoencoder" --ahead 0 --guidance 1 \
     --samples "${SAMPLES:-10000}" --few "${FEW:-2500}" \
     --batch_size "${BATCH:-2500}" --batches "${BATCHES:-1,8,128,256}" \
-    --repeats "${REPEATS:-2}" "$@" --out "$OUT/latents_$name"
+    --repeats "${REPEATS:-2}" "$@"
 }
-one=(--parts quality --num_draft 8 --ahead 0)
-many=(--drafters "taught=$OUT/mar_taught/model" --ahead 0
-  --num_draft "${DRAFTS:-4,8,16,32}" --rules "path_exact;cspd")
-sweep free mar "${one[@]}" --drafters "$drafters" --guidance 1 &
-sweep guided mar "${one[@]}" --drafters "$drafters" --guidance 4 &
-sweep prefill mar "${one[@]}" --drafters "taught=$OUT/mar_taught/model" \
-  --rules path_exact --prefill 0,0.15 --judged '' --guidance 1 --only taught &
+quality() { points "$@" --parts quality; }
+rules='path_exact;cspd;path_exact, last 10;cspd, not aligned'
+quality free mar --drafters "$drafters" --num_draft 8 --rules "$rules" &
+quality guided mar "${taught[@]}" --num_draft 8 --guidance 4 \
+  --rules 'path_exact;cspd' &
+quality windows mar "${taught[@]}" --num_draft 4,16,32 --judged '' \
+  --rules 'path_exact;cspd' --only taught &
+quality prefill mar "${taught[@]}" --num_draft 8 --rules path_exact \
+  --prefill 0,0.15 --judged '' --only taught &
 # The ablations of the first and the last step, and of the deviations.
-sweep steps mar --parts quality --drafters '' --ahead 0,4 --guidance 1 \
-  --only 'plain,' \
+quality steps mar --drafters '' --ahead 0,4 --only 'plain,' \
   --steps 'last_noise=False;first=None;variance=lower' &
-[ -d "$OUT/mar_masked/model" ] && sweep masked mar_masked --parts quality \
-  --guidance 1 --ahead 0 --iterations 64,32,16 &
-REPEATS=1 sweep warm mar "${many[@]}" --parts speed --guidance 1 &
+[ -d "$masked" ] && quality masked mar_masked --drafters '' \
+  --iterations 64,32,16 &
+times() {  # name, options
+  local name=$1
+  shift
+  points "${name}speed" mar "${taught[@]}" --parts speed --rules path_exact \
+    --num_draft "${DRAFTS:-4,8,16,32}" "$@"
+  points "${name}ahead" mar --drafters '' --parts speed --ahead 0,4,8 "$@"
+  [ -d "$masked" ] && points "${name}speed_masked" mar_masked --drafters '' \
+    --parts speed --iterations 64,32,16 "$@"
+  points "${name}speed_cspd" mar "${taught[@]}" --parts speed --rules cspd \
+    --num_draft 8 "$@"
+}
+times warm_ --repeats 1 &  # compiles
 wait
 stage head 300 python -m benchmarks.head --target "$OUT/mar/model" \
   --out "$OUT/head.json"
-sweep ahead mar --drafters '' --parts speed --guidance 1 --ahead 0,2,4,8,16
-sweep speed mar "${many[@]}" --parts speed --guidance 1
-[ -d "$OUT/mar_masked/model" ] && sweep speed_masked mar_masked --parts speed \
-  --guidance 1 --ahead 0 --iterations 64,32,16
+times ''
 stage latents_table 60 python -m sample.latents_table --out "$OUT/latents" \
-  --results "$OUT"/latents_{free,guided,prefill,steps,ahead,speed}
+  --results "$OUT"/latents_{free,guided,windows,prefill,steps,speed,ahead,speed_cspd}
