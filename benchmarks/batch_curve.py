@@ -24,6 +24,7 @@ import argparse
 import dataclasses
 import json
 import pathlib
+import sys
 from typing import Any
 
 import jax
@@ -37,6 +38,7 @@ from specjax.core.types import Models
 from specjax.distill import measure
 from specjax.drafters import Adaptive, ChainLM, Null
 from specjax.eval.plots import COLOURS, MARKERS, finish, new_figure
+from specjax.host import cli
 from specjax.verify import get as rule_named
 
 # Slots for this many times the tokens that are to be covered.
@@ -314,4 +316,4 @@ def main(arguments=None) -> None:
 
 
 if __name__ == '__main__':
-  main()
+  sys.exit(cli.reported(main))

@@ -21,6 +21,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import sys
 from typing import Any
 
 import jax
@@ -31,7 +32,7 @@ import specjax
 from specjax.core import loop
 from specjax.core.types import Models
 from specjax.drafters import Lookup, Null, Scripted
-from specjax.host import decoder
+from specjax.host import cli, decoder
 
 
 def keep(width: int) -> float:
@@ -230,4 +231,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-  raise SystemExit(main())
+  sys.exit(cli.reported(main))

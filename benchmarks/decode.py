@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 import time
 from typing import Any
 
@@ -25,7 +26,7 @@ from specjax.core import loop
 from specjax.core.types import Models
 from specjax.data import builtin
 from specjax.drafters import Lookup, Null
-from specjax.host import tiny
+from specjax.host import cli, tiny
 from specjax.host.load import random_model
 from specjax.models.attention import Block
 from specjax.models.transformer_config import TransformerConfig
@@ -286,4 +287,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  main()
+  sys.exit(cli.reported(main))

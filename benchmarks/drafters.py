@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks import setup, support
 import specjax
 from specjax.drafters import Null
-from specjax.host import methods
+from specjax.host import cli, methods
 
 
 def main(arguments=None) -> None:
@@ -103,7 +103,4 @@ def build(
 
 
 if __name__ == '__main__':
-  try:
-    main()
-  except (ValueError, OSError) as error:
-    sys.exit(f'error: {error}')
+  sys.exit(cli.reported(main))

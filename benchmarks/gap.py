@@ -14,6 +14,7 @@ bfloat16 the two programs round differently.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from typing import Any
 
@@ -24,6 +25,7 @@ from specjax.distill.blocks import BlockTask
 from specjax.distill.eagle import EagleTask
 from specjax.distill.medusa import HeadsTask
 from specjax.drafters import Lattice
+from specjax.host import cli
 from specjax.host import drafter as drafter_lib
 from specjax.models import trained
 
@@ -110,4 +112,4 @@ def main(arguments=None) -> None:
 
 
 if __name__ == '__main__':
-  main()
+  sys.exit(cli.reported(main))

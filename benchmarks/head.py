@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from typing import Any
 
 import jax
@@ -28,7 +29,7 @@ from specjax.core import chains, loop
 from specjax.core.round import Engine
 from specjax.core.types import Context, Models, Options
 from specjax.drafters.held import Held
-from specjax.host import latent_sampling, mar
+from specjax.host import cli, latent_sampling, mar
 from specjax.models.ahead import Ahead
 from specjax.models.denoising import Denoising
 
@@ -161,4 +162,4 @@ def main(arguments=None) -> None:
 
 
 if __name__ == '__main__':
-  main()
+  sys.exit(cli.reported(main))

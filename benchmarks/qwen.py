@@ -18,11 +18,12 @@ same command goes on after an interruption.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from typing import Any
 
 from benchmarks import huggingface, setup, support
-from specjax.host import methods
+from specjax.host import cli, methods
 
 # Shapes of the trained drafter, and lengths of the independent one.
 _SHAPES: dict[str, dict[str, Any]] = {
@@ -184,4 +185,4 @@ def main(arguments=None) -> None:
 
 
 if __name__ == '__main__':
-  main()
+  sys.exit(cli.reported(main))

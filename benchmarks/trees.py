@@ -39,7 +39,7 @@ from specjax.drafters import (
   ScriptedTree,
   TreeLM,
 )
-from specjax.host import divergence, tiny
+from specjax.host import cli, divergence, tiny
 
 TREE = topologies.sequoia(np.asarray([0.6, 0.15, 0.07, 0.04]), 32)
 
@@ -205,4 +205,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-  sys.exit(main())
+  sys.exit(cli.reported(main))

@@ -15,6 +15,7 @@ import argparse
 from concurrent.futures import ThreadPoolExecutor
 import dataclasses
 import functools
+import sys
 from typing import Any
 
 import jax
@@ -26,6 +27,7 @@ from specjax import verify
 from specjax.core import law as law_lib
 from specjax.core import pipeline, topologies, tree, types
 from specjax.core.types import Context, Draft, Models, Options, Scores
+from specjax.host import cli
 from specjax.host.load import random_model
 from specjax.models.transformer_config import TransformerConfig
 
@@ -272,4 +274,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  main()
+  sys.exit(cli.reported(main))

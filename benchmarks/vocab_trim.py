@@ -28,6 +28,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import sys
 from typing import Any
 
 import jax
@@ -38,8 +39,8 @@ from benchmarks import support
 from specjax.drafters import Null
 from specjax.drafters.block import BlockSource
 from specjax.drafters.medusa import HeadsSource
+from specjax.host import cli, shapes
 from specjax.host import drafter as drafter_lib
-from specjax.host import shapes
 from specjax.host.drafter import Loaded
 from specjax.models import draft_vocab, trained
 from train import text as text_lib
@@ -196,4 +197,4 @@ def main(arguments=None) -> None:
 
 
 if __name__ == '__main__':
-  main()
+  sys.exit(cli.reported(main))

@@ -333,4 +333,4 @@ def main(arguments=None) -> int:
 
 
 if __name__ == '__main__':
-  sys.exit(main())
+  sys.exit(cli.reported(main))

@@ -12,11 +12,13 @@ import argparse
 from collections.abc import Mapping, Sequence
 import json
 import pathlib
+import sys
 from typing import Any
 
 import numpy as np
 
 from specjax.eval.plots import COLOURS, MARKERS, finish, new_figure
+from specjax.host import cli
 from specjax.io import output
 
 # Axis -> its name, and what is told apart in the title.
@@ -157,4 +159,4 @@ def main(arguments=None) -> None:
 
 
 if __name__ == '__main__':
-  main()
+  sys.exit(cli.reported(main))

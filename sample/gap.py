@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
+import sys
 
 import numpy as np
 
@@ -21,6 +22,7 @@ import specjax
 from specjax import verify
 from specjax.certificates import gap
 from specjax.data import builtin
+from specjax.host import cli
 from specjax.host import laws as laws_lib
 from specjax.host import results as results_lib
 from specjax.io import output
@@ -100,4 +102,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  main()
+  sys.exit(cli.reported(main))

@@ -14,6 +14,7 @@ from typing import Any
 
 from sample import judging, sweeps
 from specjax.eval.plots import COLOURS, MARKERS, finish, new_figure
+from specjax.host import cli
 from specjax.io import output
 
 Data = Mapping[str, Any]
@@ -125,7 +126,4 @@ def main(arguments=None) -> int:
 
 
 if __name__ == '__main__':
-  try:
-    sys.exit(main())
-  except (ValueError, OSError) as error:
-    sys.exit(f'error: {error}')
+  sys.exit(cli.reported(main))

@@ -242,7 +242,4 @@ def main(arguments=None) -> int:
 
 
 if __name__ == '__main__':
-  try:
-    sys.exit(main())
-  except (ValueError, OSError) as error:
-    sys.exit(f'error: {error}')
+  sys.exit(cli.reported(main))

@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 from sample import judging, sweeps
+from specjax.host import cli
 from specjax.io import output
 
 
@@ -50,7 +51,4 @@ def main(arguments=None) -> int:
 
 
 if __name__ == '__main__':
-  try:
-    sys.exit(main())
-  except (ValueError, OSError) as error:
-    sys.exit(f'error: {error}')
+  sys.exit(cli.reported(main))

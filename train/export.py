@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 import sys
 
+from specjax.host import cli, interchange, tiny
 from specjax.host import drafter as drafter_lib
-from specjax.host import interchange, tiny
 from specjax.host.load import Model, load
 from specjax.io import drafter_file
 from specjax.models.interchange import FORMATS, Drafter
@@ -29,12 +29,7 @@ _OWN = 'specjax'
 def main(arguments: Sequence[str] | None = None) -> int:
   """Runs the program; returns the exit code."""
   args = parse(arguments)
-  try:
-    convert(args)
-  except (ValueError, OSError) as error:  # those of a user
-    print(f'error: {error}', file=sys.stderr)
-    return 1
-  return 0
+  return cli.reported(lambda: convert(args))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

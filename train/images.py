@@ -25,28 +25,25 @@ from tqdm import tqdm
 
 from specjax.data import emoji, image_store, images
 from specjax.data.images import Images, Watch
+from specjax.host import cli
 
 _SIZE = 32
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """Runs the program; returns the exit code."""
-  args = parse(arguments)
-  try:
-    check(args)
-    found = read(args)
-    image_store.write(found, args.out, {
-        'source': args.source, 'file': Path(args.path).name})
-  except (ValueError, OSError, ImportError) as error:  # those of a user
-    print(f'error: {error}', file=sys.stderr)
-    return 1
-  except KeyboardInterrupt:
-    print('interrupted', file=sys.stderr)
-    return 130
+  return cli.reported(lambda: prepare(parse(arguments)))
+
+
+def prepare(args: argparse.Namespace) -> None:
+  """Writes the dataset and tells what it holds; ValueError for bad values."""
+  check(args)
+  found = read(args)
+  image_store.write(found, args.out, {
+      'source': args.source, 'file': Path(args.path).name})
   for split, one in found.items():
     print(report(split, one))
   print(f'{args.out}: {", ".join(found)}')
-  return 0
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

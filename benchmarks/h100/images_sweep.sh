@@ -19,17 +19,20 @@ points() {  # name, target, drafter, options
 }
 quality() { points "$@" --parts quality; }
 eagle=eagle_image_ar/drafter
-chains='plain|exact; chain|LANTERN; '
+chains='^plain|^exact; chain|^LANTERN; '
 quality guided image_ar $eagle --delta "${DELTAS:-0.1,0.02,0.4}" \
   --lam "${LAMBDAS:-2,5}" --only '^(?!SJD, LANTERN; .*delta=0.(02|4))' &
 quality plain image_ar $eagle --guidance 1 &
 quality small image_ar_small eagle_image_ar_small/drafter \
   --neighbours "${SMALL_K:-10}" --delta 0.05 --only "$chains" &
-quality codes image_ar $eagle --neighbours "${KS:-10,1000}" --samples "$some" \
-  --only "$chains" &
-quality greedy image_ar $eagle --temperatures 0.9,0 --samples "$some" \
+quality codes image_ar $eagle --neighbours "${KS:-10,1000}" \
+  --only '^LANTERN; ' &
+quality cool image_ar $eagle --temperatures 0.9 --only '^plain|^LANTERN; ' &
+# How many drafts are kept, where no distance is taken.
+quality greedy image_ar $eagle --features none --temperatures 0 \
   --only "$chains|LANTERN[+]" &
-quality lm image_ar image_ar_small/model --samples "$some" --only "$chains" &
+quality lm image_ar image_ar_small/model --features none --samples "$some" \
+  --only "$chains" &
 times() {  # name, options
   local name=$1
   shift
@@ -44,4 +47,4 @@ times warm_ --repeats 1 &  # compiles
 wait
 times ''
 stage sweep_table 60 python -m sample.lantern_plots --out "$OUT/sweep" \
-  --results "$OUT"/sweep_{guided,plain,codes,greedy,speed,speed_greedy,speed_plain}
+  --results "$OUT"/sweep_{guided,plain,codes,cool,greedy,speed,speed_greedy,speed_plain}

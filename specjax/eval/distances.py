@@ -143,7 +143,7 @@ def _compared(a: Statistics, b: Statistics) -> tuple[Float, Float]:
   return root, (product + product.T) / 2
 
 
-def _frechet(a: Statistics, b: Statistics, values: Float) -> float:
+def _frechet(a: Statistics, b: Statistics, values: npt.NDArray) -> float:
   """Returns the distance, from the eigenvalues of the product."""
   traces = np.trace(a.covariance), np.trace(b.covariance)
   overlap = np.sqrt(_clipped(values, traces[0] * traces[1], b.dataset)).sum()
@@ -151,7 +151,7 @@ def _frechet(a: Statistics, b: Statistics, values: Float) -> float:
   return max(float(shift @ shift + sum(traces) - 2 * overlap), 0.0)
 
 
-def _clipped(values: Float, scale: float, name: str) -> Float:
+def _clipped(values: npt.NDArray, scale: float, name: str) -> Float:
   """Returns eigenvalues with negative ones set to 0, if these are small.
 
   Where the two covariances share no direction, all are rounding errors of

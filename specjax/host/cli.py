@@ -56,32 +56,16 @@ def _define() -> Flags:
 
 
 def run(main: Callable[[], int | None]) -> None:
-  """Runs a program under absl: user errors become one line and exit code 1.
+  """Runs a program of `Flags` under absl, as `reported` does.
 
-  Ctrl-C exits with 130; programs keep what is finished.
+  With -v=1 errors keep their traceback.
   """
   def wrapped(argv):
     if len(argv) > 1:
       raise app.UsageError(f'unexpected arguments: {argv[1:]}')
     # JAX tells of every absent backend.
     logging.getLogger('jax._src.xla_bridge').setLevel(logging.WARNING)
-    try:
-      sys.exit(main() or 0)
-    except KeyboardInterrupt:
-      print('interrupted', file=sys.stderr)
-      sys.exit(130)
-    except jax.errors.JaxRuntimeError as error:
-      text = str(error)
-      if 'RESOURCE_EXHAUSTED' not in text:
-        raise
-      print(f'error: the device is out of memory: {text.splitlines()[0]}; '
-            'lower the batch size or max_new_tokens', file=sys.stderr)
-      sys.exit(1)
-    except (ValueError, MemoryError, FloatingPointError, OSError) as error:
-      if (flags.FLAGS['verbosity'].value or 0) >= 1:  # -v=1: the traceback
-        raise
-      print(f'error: {error}', file=sys.stderr)
-      sys.exit(1)
+    sys.exit(reported(main, (flags.FLAGS['verbosity'].value or 0) >= 1))
 
   def parse(argv):
     try:
@@ -99,6 +83,32 @@ def run(main: Callable[[], int | None]) -> None:
       sys.exit(1)
 
   app.run(wrapped, flags_parser=parse)
+
+
+def reported(
+    main: Callable[[], int | None], traceback: bool = False) -> int:
+  """Runs `main`; returns its exit code.
+
+  User errors become one line on stderr and 1, unless `traceback`. Ctrl-C is
+  130: programs keep what is finished.
+  """
+  try:
+    return main() or 0
+  except KeyboardInterrupt:
+    print('interrupted', file=sys.stderr)
+    return 130
+  except jax.errors.JaxRuntimeError as error:
+    text = str(error)
+    if 'RESOURCE_EXHAUSTED' not in text:
+      raise
+    print(f'error: the device is out of memory: {text.splitlines()[0]}; '
+          'lower the batch size or max_new_tokens', file=sys.stderr)
+  except (ValueError, MemoryError, FloatingPointError, OSError,
+          ImportError) as error:
+    if traceback:
+      raise
+    print(f'error: {error}', file=sys.stderr)
+  return 1
 
 
 def flag_error(error: BaseException, argv: Sequence[str]) -> str:
