@@ -20,6 +20,7 @@ from specjax.core import loop
 from specjax.core.round import Engine
 from specjax.core.types import Models
 from specjax.host import requests
+from specjax.host import rows as rows_lib
 from specjax.host.results import device_name, versions
 from specjax.io import output
 from specjax.io.options import Sampling
@@ -40,10 +41,10 @@ def state(engine: Engine, *, vocab_size: int, batch: int, size: int,
   rows = [requests.Request(id=str(i), tokens=tuple(int(t) for t in prompt),
                            sampling=options, seed=i)
           for i, prompt in enumerate(prompts)]
-  what = requests.stages(rows, 1)
+  what = rows_lib.stages(rows, 1)
 
   def context(who):
-    built = requests.build_context(
+    built = rows_lib.build_context(
         who, size=size, vocab_size=vocab_size, eos=(), what=what)
     if script is not None:
       built = built.replace(condition={'script': script.astype(np.int32)})

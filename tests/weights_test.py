@@ -16,6 +16,7 @@ from specjax.core.round import Engine
 from specjax.core.types import Models
 from specjax.drafters import Lookup, Null, Scripted
 from specjax.host import requests
+from specjax.host import rows as rows_lib
 from specjax.verify import Greedy
 
 NEW, SIZE = 64, 96
@@ -46,9 +47,9 @@ def admitted(model, batch: int, width: int):
           for i, p in enumerate(prompts(model, batch))]
 
   def context(slots):
-    built = requests.build_context(
+    built = rows_lib.build_context(
         slots, size=SIZE, vocab_size=model.vocab_size, eos=(),
-        what=requests.stages(rows, 1))
+        what=rows_lib.stages(rows, 1))
     script = np.zeros((batch, SIZE), np.int32)
     return jax.tree.map(
         jnp.array, built.replace(condition={'script': script}))

@@ -16,13 +16,8 @@ from specjax.core import loop
 from specjax.core.round import Engine
 from specjax.core.types import Context, Models
 from specjax.host import blame, memory
-from specjax.host.requests import (
-  Request,
-  Result,
-  Stages,
-  build_context,
-  check,
-)
+from specjax.host.requests import Request, Result, check
+from specjax.host.rows import Stages, build_context
 from specjax.host.text import RowText, finish
 from specjax.parallel import rules
 
@@ -73,7 +68,7 @@ class Decoder:
     Args:
       engine, params: who plays, with what.
       batch: B, slots. size: S, tokens a slot can hold.
-      stages: what the requests of this run use (`requests.stages`).
+      stages: what the requests of this run use (`rows.stages`).
       vocab_size: V. eos: end tokens. tokenizer: for text and stop strings.
       chunk: prompt tokens fed at a time.
       rounds_per_chunk: between looks at the rows (streaming, refill).

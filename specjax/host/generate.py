@@ -18,7 +18,7 @@ from specjax.core.types import (
   Models,
 )
 from specjax.drafters import ChainLM, Null
-from specjax.host import methods
+from specjax.host import methods, rows
 from specjax.host import requests as requests_lib
 from specjax.host.decoder import Decoder, Progress
 from specjax.host.dialogue import Dialogue
@@ -121,7 +121,7 @@ def generate(
 
   for request in first:  # before anything is compiled
     check(request)
-  stages = requests_lib.stages(first, len(target.eos))
+  stages = rows.stages(first, len(target.eos))
   decoder = Decoder(
       Engine(target.lm, drafter, rule),
       Models(target=target.params, drafter=drafter_params,

@@ -10,7 +10,8 @@ from specjax.core import loop
 from specjax.core.round import Engine
 from specjax.drafters import ChainLM
 from specjax.host import memory, tiny
-from specjax.host.requests import Request, build_context, stages
+from specjax.host.requests import Request
+from specjax.host.rows import build_context, stages
 from specjax.io.options import Sampling
 from specjax.models import weights
 from specjax.models.causal import CausalLM
