@@ -19,6 +19,9 @@ from specjax.core import density
 from specjax.core import keys as keys_lib
 
 Array = jax.Array
+# States that a network is told of in one call, about: what it holds of each
+# (some KB) would else fill a device at large batches.
+_MOST_STATES = 1 << 17
 
 
 class Process(Protocol):
@@ -122,9 +125,19 @@ class Path(density.Density):
       condition, temperature = jax.tree.map(
           lambda y: jnp.expand_dims(y, temperature.ndim),
           (condition, temperature))
+      steps = max(1, _MOST_STATES // (x.size // (x.shape[-2] * x.shape[-1])))
+      if steps < x.shape[-2]:
+        return self._in_parts(x, index, steps)
     mean, log_std = self.process.step(
         self.params, x, jnp.broadcast_to(index, x.shape[:-1]), condition)
     return mean, log_std + jnp.log(temperature)[..., None]
+
+  def _in_parts(self, x: Array, index: Array, num: int) -> tuple[Array, Array]:
+    """Returns `moments` of f32[B(,R),M,C], worked out `num` steps at a time."""
+    found = jax.lax.map(
+        lambda one: self.moments(*one), (jnp.moveaxis(x, -2, 0), index),
+        batch_size=num)
+    return jax.tree.map(lambda y: jnp.moveaxis(y, 0, -2), found)
 
   def noise(self, event: Array, num: int) -> Array:
     """Returns f32[...,M,C], what the first M = `num` steps were made of."""

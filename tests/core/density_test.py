@@ -108,6 +108,25 @@ def test_path_is_its_noise_and_its_steps():
       law.run(event[:, 3], noise[:, 3:], 3), event[:, 4:], atol=2e-5)
 
 
+@pytest.mark.parametrize('most', [1, 3 * 6, 5 * 6])  # steps: 1, 3, 5 of 8
+def test_many_states_are_scored_in_parts(monkeypatch, most):
+  process = walks.diffusion()
+  assert process.num_steps == 8
+  law = chains.Path(
+      process, walks.params('target'), jnp.arange(6.0).reshape(2, 3, 1) / 9,
+      jnp.linspace(0.8, 1, 6).reshape(2, 3))
+  event = law.sample(KEYS[:6].reshape(2, 3))
+  whole = law.tail(event[..., 0, :], 0).moments(event[..., 1:, :])
+  told = []
+  monkeypatch.setattr(chains, '_MOST_STATES', most)
+  monkeypatch.setattr(type(law), '_in_parts', lambda self, *args, f=(
+      chains.Path._in_parts): told.append(args[2]) or f(self, *args))
+  parts = law.tail(event[..., 0, :], 0).moments(event[..., 1:, :])
+  assert told == [max(1, most // 6)]
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(
+      a, b, rtol=1e-5, atol=1e-5), parts, whole)
+
+
 def test_last_step_without_noise_has_no_density():
   law = path(4, last_noise=False)
   event = law.sample(KEYS[:4])
