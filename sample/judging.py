@@ -7,12 +7,13 @@ images that a point decodes.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import config_dict
 import numpy as np
 
+from sample import sweeps
 from specjax.eval import classifier, distances, diversity, features, neighbours
 from specjax.eval.features import LAYERS
 from specjax.eval.statistics import Statistics
@@ -112,13 +113,22 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                       'are of the class asked for')
 
 
-def judge_of(args: argparse.Namespace) -> tuple[Judge, np.ndarray] | None:
-  """Returns the judge and the real images; None without `--features`.
+def judge_of(
+    args: argparse.Namespace, record: sweeps.Record,
+    again: Callable[[np.ndarray], np.ndarray],
+) -> Judge | None:
+  """Returns the judge; None without `--features`, or where none is needed.
+
+  What scores are compared with is added to the record, if it is not there.
+
+  Args:
+    args: options. record: of the sweep.
+    again: encodes and decodes images.
 
   Raises:
     ValueError: no images are named.
   """
-  if args.features == 'none':
+  if 'quality' not in args.parts or args.features == 'none':
     return None
   if not args.data:
     raise ValueError("--data: give the test images, or --features none")
@@ -131,4 +141,8 @@ def judge_of(args: argparse.Namespace) -> tuple[Judge, np.ndarray] | None:
       else classifier.load(args.features, Classifier.of))
   classes = args.classifier and classifier.load(
       args.classifier, Classifier.of)
-  return Judge(extract, real, classes or None), real
+  with args.turns.work():
+    judge = Judge(extract, real, classes or None)
+    if 'reference' not in record.data:
+      record.data['reference'] = judge.context(again(real))
+  return judge

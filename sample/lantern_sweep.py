@@ -38,8 +38,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from sample import lantern_plots, sweeps
-from sample.judging import Judge, judge_of
+from sample import judging, lantern_plots, sweeps
+from sample.judging import Judge
 from sample.lantern_points import (
   DRAFTER,
   Point,
@@ -130,7 +130,10 @@ def quality(
   num = args.samples if way.point.temperature else scene.num_classes
   size = min(args.batch_size, num)
   labels = scene.labels(-(-num // size) * size).reshape(-1, size)
-  found = [way(row, args.seed + 1 + i) for i, row in enumerate(labels)]
+  found = []
+  for number, row in enumerate(labels):
+    with args.turns.work():
+      found.append(way(row, args.seed + 1 + number))
   tokens, rounds = (sum(getattr(f, n) for f in found)
                     for n in ('tokens', 'rounds'))
   out: dict[str, Any] = {
@@ -139,24 +142,25 @@ def quality(
       'one_step_tv': float(np.mean([f.one_step_tv for f in found]))}
   if judge is not None and way.point.temperature:
     texts = [t for f in found for t in f.texts][:num]
-    out |= judge.score(scene.pixels(texts), labels.reshape(-1)[:num])
+    with args.turns.work():
+      out |= judge.score(scene.pixels(texts), labels.reshape(-1)[:num])
   return out
 
 
 def speed(
-    scene: Scene, way: Way, plain: Way, batch: int, repeats: int, seed: int
+    scene: Scene, way: Way, plain: Way, batch: int, args: argparse.Namespace
 ) -> dict[str, float]:
   """Returns seconds a batch of images, in turn with plain decoding."""
-  labels = scene.labels(batch * (repeats + 1)).reshape(-1, batch)
-  times: list[tuple[float, float]] = []
-  for number, row in enumerate(labels):
-    pair = []
+  labels = scene.labels(batch * (args.repeats + 1)).reshape(-1, batch)
+
+  def times(number: int) -> tuple[float, float]:
+    ends = [time.perf_counter()]
     for one in (plain, way):
-      begin = time.perf_counter()
-      one(row, seed + number)  # waits for the result
-      pair.append(time.perf_counter() - begin)
-    times.append((pair[0], pair[1]))
-  return sweeps.ratios(times[1:])  # the first compiles
+      one(labels[number], args.seed + number)  # waits for the result
+      ends.append(time.perf_counter())
+    return ends[1] - ends[0], ends[2] - ends[1]
+
+  return sweeps.speed(times, args.repeats, args.turns)
 
 
 def scene_of(args: argparse.Namespace) -> Scene:
@@ -210,8 +214,7 @@ def work(
       row |= quality(scene, way, judge, args)
       record.put(point.key, row)
     if 'speed' in parts:
-      row['speed'] = {str(batch): speed(
-          scene, way, plain, batch, args.repeats, args.seed)
+      row['speed'] = {str(batch): speed(scene, way, plain, batch, args)
                       for batch in args.batches}
       record.put(point.key, row)
     print(f'{point.key}: {_said(row, judge)}', flush=True)
@@ -237,12 +240,8 @@ def main(arguments=None) -> int:
   record = sweeps.Record(args, (
       'neighbours', 'delta', 'lam', 'group', 'temperatures'))
   scene = scene_of(args)
-  judge: Judge | None = None
-  if 'quality' in args.parts and (found := judge_of(args)):
-    judge, real = found
-    if 'reference' not in record.data:
-      record.data['reference'] = judge.context(scene.tokenizer.decode(
-          scene.tokenizer.encode(real)))
+  judge = judging.judge_of(args, record, lambda real: scene.tokenizer.decode(
+      scene.tokenizer.encode(real)))
   work(scene, judge, args, record)
   lantern_plots.draw(record.data, record.path.parent)
   return 0

@@ -40,8 +40,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from sample import latents_table, sweeps
-from sample.judging import Judge, judge_of
+from sample import judging, latents_table, sweeps
+from sample.judging import Judge
 from sample.latents_points import RULES, Point, is_judged, parse, points
 import specjax
 from specjax.drafters import Null
@@ -169,15 +169,17 @@ def measured(
 
 
 def speed(
-    scene: Scene, point: Point, plain: Point, batch: int, repeats: int
+    scene: Scene, point: Point, batch: int, args: argparse.Namespace
 ) -> dict[str, float]:
   """Returns seconds of a batch of images, in turn with plain decoding."""
-  pairs = []
-  for number in range(repeats + 1):
+  plain = Point(guidance=point.guidance)
+
+  def times(number: int) -> tuple[float, float]:
     before, after = (scene.decode(one, batch, batch, number).wall_s
                      for one in (plain, point))
-    pairs.append((before, after))
-  return sweeps.ratios(pairs[1:])  # the first compiles
+    return before, after
+
+  return sweeps.speed(times, args.repeats, args.turns)
 
 
 def work(
@@ -196,15 +198,15 @@ def work(
       continue
     row: dict[str, Any] = dataclasses.asdict(point)
     if 'quality' in parts:
-      if plain is None and not point.is_plain:  # measured before
-        plain = scene.plain(point.guidance, args)
-      more, made = measured(scene, point, plain, judge, args)
+      with args.turns.work():
+        if plain is None and not point.is_plain:  # measured before
+          plain = scene.plain(point.guidance, args)
+        more, made = measured(scene, point, plain, judge, args)
       plain = made if point.is_plain else plain
       row |= more
       record.put(point.key, row)
     if 'speed' in parts:
-      row['speed'] = {str(batch): speed(
-          scene, point, Point(guidance=point.guidance), batch, args.repeats)
+      row['speed'] = {str(batch): speed(scene, point, batch, args)
                       for batch in ([] if point.is_plain else args.batches)}
       record.put(point.key, row)
     print(f'{point.key}: {_said(row)}', flush=True)
@@ -229,12 +231,8 @@ def main(arguments=None) -> int:
       'drafters', 'num_draft', 'prefill', 'iterations', 'rules', 'ahead',
       'steps'), args.drafters)
   scene = Scene(args)
-  judge: Judge | None = None
-  if 'quality' in args.parts and (found := judge_of(args)):
-    judge, real = found
-    if 'reference' not in record.data:
-      record.data['reference'] = judge.context(scene.autoencoder.decode(
-          scene.autoencoder.encode(real, seed=0)))
+  judge = judging.judge_of(args, record, lambda real: (
+      scene.autoencoder.decode(scene.autoencoder.encode(real, seed=0))))
   work(scene, judge, args, record)
   output.write_text(
       record.path.parent / 'table.md', latents_table.table(record.data))

@@ -9,12 +9,24 @@ speed of all, each in a folder of its own:
   python -m sample.lantern_sweep ... --parts quality --guidance 1 --out out/b
   python -m sample.lantern_sweep ... --parts speed --out out/c
   python -m sample.lantern_plots --results out/a out/b out/c --out out/all
+
+Programs that share a device and are given the same `--turns` FILE pause while
+one of them takes times.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import (
+  Callable,
+  Collection,
+  Iterable,
+  Iterator,
+  Mapping,
+  Sequence,
+)
+import contextlib
+import fcntl
 import json
 import pathlib
 import re
@@ -29,7 +41,7 @@ PARTS = ('quality', 'speed')
 # A row has a part when it has this entry of it.
 _MARKS = dict(zip(PARTS, ('samples', 'speed'), strict=True))
 # Options that choose points or parts: they may differ when a sweep goes on.
-_CHOOSE = ('out', 'parts', 'only', 'guidance')
+_CHOOSE = ('out', 'parts', 'only', 'guidance', 'turns')
 
 
 def numbers(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
@@ -54,6 +66,8 @@ def add_flags(
   parser.add_argument('--parts', type=numbers(str), default=[*PARTS])
   parser.add_argument('--only', type=re.compile, default=re.compile(''),
                       help='points whose name has this regular expression')
+  parser.add_argument('--turns', type=Turns, default=Turns(''), metavar='FILE',
+                      help='a lock of the programs that share a device')
 
 
 def check(args: argparse.Namespace) -> None:
@@ -70,6 +84,37 @@ def check(args: argparse.Namespace) -> None:
   if unknown:
     raise ValueError(f'--parts: {unknown[0]!r} is unknown; known are '
                      f'{", ".join(PARTS)}')
+
+
+class Turns:
+  """Who may use a device that several programs share.
+
+  Any number may work; who takes times waits until the others pause.
+  """
+
+  def __init__(self, path: str):
+    """Takes the path of a lock file; with '' the device is not shared."""
+    self._path = path
+
+  def work(self) -> contextlib.AbstractContextManager[None]:
+    """Returns what a piece of work, seconds long, is done within."""
+    return self._held(fcntl.LOCK_SH)
+
+  def alone(self) -> contextlib.AbstractContextManager[None]:
+    """Returns what times are taken within: no other program works."""
+    return self._held(fcntl.LOCK_EX)
+
+  @contextlib.contextmanager
+  def _held(self, kind: int) -> Iterator[None]:
+    if not self._path:
+      yield
+      return
+    # Who waits to be alone holds the gate, or work would never end.
+    with open(self._path, 'a') as lock, open(self._path + '.gate', 'a') as gate:
+      fcntl.flock(gate, fcntl.LOCK_EX)
+      fcntl.flock(lock, kind)
+      fcntl.flock(gate, fcntl.LOCK_UN)
+      yield
 
 
 class Record:
@@ -162,8 +207,21 @@ def has(row: Mapping[str, Any], *parts: str) -> bool:
   return all(_MARKS[part] in row for part in parts)
 
 
-def ratios(pairs: Sequence[tuple[float, float]]) -> dict[str, float]:
-  """Returns what is told of seconds `(plain, other)`, measured in turn."""
+def speed(
+    times: Callable[[int], tuple[float, float]], repeats: int, turns: Turns,
+) -> dict[str, float]:
+  """Returns how fast a way of decoding is.
+
+  Args:
+    times: seconds of plain decoding and of the way, one behind the other, of
+      the repeat of this number; of the first, 0, they are not read, since it
+      compiles.
+    repeats: that are read. turns: of the device.
+  """
+  with turns.work():
+    times(0)
+  with turns.alone():
+    pairs = [times(number) for number in range(1, repeats + 1)]
   found = [a / b for a, b in pairs]
   return {'seconds': float(np.median([b for _, b in pairs])),
           'plain_seconds': float(np.median([a for a, _ in pairs])),

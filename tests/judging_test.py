@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from sample import judging, lantern_plots
+from sample import judging, lantern_plots, sweeps
 from sample.judging import Judge
 from specjax.eval import classifier
 from specjax.eval.classifier import TrainedClassifier
@@ -81,21 +81,33 @@ def test_how_often_samples_are_of_their_class():
 
 
 def test_a_trained_classifier_is_loaded(tmp_path):
+  seen = []
+
+  def again(images):
+    seen.append(images)
+    return images
+
   network = Classifier(ClassifierConfig(
       num_classes=3, width=8, num_stages=1, num_blocks=1))
   classifier.save(tmp_path / 'c', TrainedClassifier(
       network, network.init(jax.random.key(0)), classes=('a', 'b', 'c')))
   parser = argparse.ArgumentParser()
+  sweeps.add_flags(
+      parser, batch_size=2, repeats=1, batches=[1], guidance=[1.0])
   judging.add_flags(parser)
   args = parser.parse_args([
       '--data', 'synthetic', '--features', str(tmp_path / 'c'),
-      '--classifier', str(tmp_path / 'c')])
-  args.seed = 0
-  judge, real = judging.judge_of(args)
+      '--classifier', str(tmp_path / 'c'), '--out', str(tmp_path / 'out')])
+  record = sweeps.Record(args, ())
+  judge = judging.judge_of(args, record, again)
+  real, = seen
   row = judge.score(real[:40], np.arange(40) % 3)
   assert 0 <= row['class_accuracy'] <= 1 and row['distance'] >= 0
+  assert record.data['reference']['tokenizer'] == pytest.approx(0, abs=1e-6)
+  judging.judge_of(args, record, again)
+  assert len(seen) == 1  # what is recorded is not worked out again
   args.data = ''
   with pytest.raises(ValueError, match='--data: give the test images'):
-    judging.judge_of(args)
+    judging.judge_of(args, record, again)
   args.features = 'none'
-  assert judging.judge_of(args) is None
+  assert judging.judge_of(args, record, again) is None

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import threading
 
 import pytest
 
@@ -125,3 +126,48 @@ def test_other_denoising_steps():
   assert found[1].changes == {'ahead': 0, 'first': 4}
   assert [p.is_plain for p in found] == [True] + 6 * [False]
   assert found[-1].changes == {'ahead': 4}
+
+
+def test_times_are_taken_alone(tmp_path):
+  path = str(tmp_path / 'turns')
+  order, working, leave = [], threading.Barrier(3), threading.Event()
+
+  def work(name, wait):
+    with sweeps.Turns(path).work():
+      order.append(f'{name} works')
+      if wait:
+        working.wait(10)
+        assert leave.wait(10)
+        order.append(f'{name} ends')
+
+  def alone():
+    with sweeps.Turns(path).alone():
+      order.append('alone')
+      late.join(0.2)
+      assert late.is_alive()
+      order.append('not alone')
+
+  first = [threading.Thread(target=work, args=(n, True)) for n in 'ab']
+  timed, late = (threading.Thread(target=alone),
+                 threading.Thread(target=work, args=('c', False)))
+  for thread in first:
+    thread.start()
+  working.wait(10)  # two work at a time
+  timed.start()
+  timed.join(0.2)
+  late.start()  # waits for who waits to be alone
+  late.join(0.2)
+  assert order[2:] == [] and timed.is_alive() and late.is_alive()
+  leave.set()
+  for thread in (*first, timed, late):
+    thread.join(10)
+  assert sorted(order[2:4]) == ['a ends', 'b ends']
+  assert order[4:] == ['alone', 'not alone', 'c works']
+
+
+def test_the_first_times_are_not_read(tmp_path):
+  found = sweeps.speed(
+      lambda number: (9.0, 1.0) if not number else (float(number), 1.0), 3,
+      sweeps.Turns(''))
+  assert found == {'seconds': 1, 'plain_seconds': 2, 'speedup': 2, 'least': 1,
+                   'most': 3, 'repeats': 3}
