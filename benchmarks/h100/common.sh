@@ -25,11 +25,12 @@ stage() {
 }
 
 # sweep NAME SECONDS MODULE TARGET ARGUMENTS...: a stage that measures points
-# of a sweep into $OUT/NAME, judged beside the images of $DATA.
+# of a sweep into $OUT/NAME, judged beside the images of $DATA. All of them may
+# run at once: who takes times has the device alone.
 sweep() {
   local name=$1 limit=$2 module=$3 target=$4
   shift 4
   stage "$name" "$limit" python -m "$module" --target "$OUT/$target/model" \
-    --data "$DATA" --classifier "${CLASSIFIER:-}" \
+    --data "$DATA" --classifier "${CLASSIFIER:-}" --turns "${TURNS:-$OUT/turns}" \
     --features "${FEATURES:-lite0}" --out "$OUT/$name" "$@"
 }

@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# What latents.sh trained, measured (docs/continuous.md): quality by several
-# programs that share the device, then times.
+# What latents.sh trained, measured (docs/continuous.md).
 # CLASSIFIER=DIR, that images.sh made, also tells classes.
 #   benchmarks/h100/latents_sweep.sh OUT CIFAR10.npz
 source "$(dirname "$0")/common.sh"
@@ -19,34 +18,28 @@ points() {  # name, target, options
     --repeats "${REPEATS:-2}" "$@"
 }
 quality() { points "$@" --parts quality; }
-rules='path_exact;cspd;path_exact, last 10;cspd, not aligned'
-quality free mar --drafters "$drafters" --num_draft 8 --rules "$rules" &
-quality guided mar "${taught[@]}" --num_draft 8 --guidance 4 \
-  --rules 'path_exact;cspd' &
-quality windows mar "${taught[@]}" --num_draft 4,16,32 --judged '' \
-  --rules 'path_exact;cspd' --only taught &
-quality prefill mar "${taught[@]}" --num_draft 8 --rules path_exact \
-  --prefill 0,0.15 --judged '' --only taught &
+times() { points "$@" --parts speed; }
+(times speed mar "${taught[@]}" --rules path_exact \
+    --num_draft "${DRAFTS:-8,4,16,32}"
+  times speed_cspd mar "${taught[@]}" --rules cspd --num_draft 8) &
+(times ahead mar --drafters '' --ahead 0,4,8
+  [ -d "$masked" ] && times speed_masked mar_masked --drafters '' \
+    --iterations 64,32,16) &
+(quality free mar --drafters "$drafters" --num_draft 8 \
+    --rules 'path_exact;cspd;path_exact, last 10;cspd, not aligned'
+  quality windows mar "${taught[@]}" --num_draft 4,16,32 --judged '' \
+    --rules 'path_exact;cspd' --only taught) &
+(quality guided mar "${taught[@]}" --num_draft 8 --guidance 4 \
+    --rules 'path_exact;cspd'
+  quality prefill mar "${taught[@]}" --num_draft 8 --rules path_exact \
+    --prefill 0,0.15 --judged '' --only taught) &
 # The ablations of the first and the last step, and of the deviations.
-quality steps mar --drafters '' --ahead 0,4 --only 'plain,' \
-  --steps 'last_noise=False;first=None;variance=lower' &
-[ -d "$masked" ] && quality masked mar_masked --drafters '' \
-  --iterations 64,32,16 &
-times() {  # name, options
-  local name=$1
-  shift
-  points "${name}speed" mar "${taught[@]}" --parts speed --rules path_exact \
-    --num_draft "${DRAFTS:-4,8,16,32}" "$@"
-  points "${name}ahead" mar --drafters '' --parts speed --ahead 0,4,8 "$@"
-  [ -d "$masked" ] && points "${name}speed_masked" mar_masked --drafters '' \
-    --parts speed --iterations 64,32,16 "$@"
-  points "${name}speed_cspd" mar "${taught[@]}" --parts speed --rules cspd \
-    --num_draft 8 "$@"
-}
-times warm_ --repeats 1 &  # compiles
+(quality steps mar --drafters '' --ahead 0,4 --only 'plain,' \
+    --steps 'last_noise=False;first=None;variance=lower'
+  [ -d "$masked" ] && quality masked mar_masked --drafters '' \
+    --iterations 64,32,16) &
 wait
 stage head 300 python -m benchmarks.head --target "$OUT/mar/model" \
   --out "$OUT/head.json"
-times ''
 stage latents_table 60 python -m sample.latents_table --out "$OUT/latents" \
   --results "$OUT"/latents_{free,guided,windows,prefill,steps,speed,ahead,speed_cspd}
