@@ -80,7 +80,7 @@ def of_images(
 def of_text(model: Any, num: int, new: int, seed: int) -> dict[str, Any]:
   """Returns the figures of a language model along its own answers."""
   prompts = [[{'role': 'user', 'content': q.turns[0]}]
-             for q in questions.QUESTIONS[:num]]
+             for q in questions.QUESTIONS[:num] if q.turns]
   found = specjax.generate(
       model, None, prompts,
       specjax.Sampling(temperature=1.0, max_new_tokens=new), seed=seed)
@@ -156,6 +156,7 @@ def main(arguments=None) -> int:
   side = facts['grid'][0]
   codes = tokenizer.encode(data.images[some])
   codes = codes[:, :side, :side].reshape(len(some), -1)
+  assert data.labels is not None
   labels = data.labels[some] % len(facts['data']['classes'])
   found = {
       f'image codes, guidance {scale:g}': of_images(

@@ -67,8 +67,9 @@ def compare(p, q, counts, num_samples: int) -> dict:
 def real_laws(window: int, temperature: float, most: int):
   """Returns pairs of SmolLM2's laws on the built-in texts."""
   model = specjax.load('smollm2-135m-instruct', quiet=True)
+  assert model.tokenizer is not None
   texts = [model.tokenizer.encode(t)[:160]
-           for prompt in builtin.QUICKSTART for t in prompt.turns]
+           for prompt in builtin.QUICKSTART for t in prompt.turns or ()]
   p, q = laws_lib.model_laws(
       model, texts, window=window, temperature=temperature)
   pick = np.random.default_rng(0).permutation(len(p))[:most]

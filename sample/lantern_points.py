@@ -10,12 +10,14 @@ import argparse
 from collections.abc import Iterator
 import dataclasses
 import json
-from typing import Any
+from typing import Any, TypeAlias
 
 from sample import judging, sweeps
 
 # Stands for the smaller decoder in the configuration of a drafter.
 DRAFTER = '{drafter}'
+# The first fields of a point.
+_Row: TypeAlias = tuple[str, str, Any, str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,13 +70,14 @@ def points(args: argparse.Namespace, num_codes: int) -> list[Point]:
   out: list[Point] = []
   for guidance in args.guidance:
     for temperature in args.temperatures:
-      rows = [('plain', '', None, 'auto', {}), *_drafted(args),
-              *_training_free(args)]
+      rows: list[_Row] = [
+          ('plain', '', None, 'auto', {}), *_drafted(args),
+          *_training_free(args)]
       out.extend(Point(*row, temperature, guidance) for row in rows)
   return out
 
 
-def _drafted(args: argparse.Namespace) -> Iterator[tuple[Any, ...]]:
+def _drafted(args: argparse.Namespace) -> Iterator[_Row]:
   """Yields the rows of a drafter that was trained, if there is one."""
   if not args.drafter:
     return
@@ -93,7 +96,7 @@ def _drafted(args: argparse.Namespace) -> Iterator[tuple[Any, ...]]:
              {'num_neighbours': k, 'lam': lam})
 
 
-def _training_free(args: argparse.Namespace) -> Iterator[tuple[Any, ...]]:
+def _training_free(args: argparse.Namespace) -> Iterator[_Row]:
   """Yields the rows of Jacobi's drafts."""
   window = {'method': 'jacobi', 'num_speculative_tokens': args.window}
   coupled = {**window, 'redraft': 'coupled'}

@@ -202,7 +202,8 @@ class Status:
     self.title, self.quiet = '', quiet
     self._is_tty = sys.stderr.isatty()
     self._last, self._line = 0.0, ''
-    self._before = (0, 0.0)  # tokens and seconds of what has ended
+    # Tokens and seconds of what has ended.
+    self._before: tuple[int, float] = (0, 0.0)
     self._now = (0, 0.0)
 
   @property
@@ -241,7 +242,8 @@ class Status:
 
   def end(self) -> None:
     """Writes the last line once more, to stay."""
-    self._before = tuple(map(sum, zip(self._before, self._now, strict=True)))
+    self._before = (self._before[0] + self._now[0],
+                    self._before[1] + self._now[1])
     self._now = (0, 0.0)
     if not self.quiet and self._line:
       sys.stderr.write(

@@ -72,7 +72,7 @@ class Encoded(NamedTuple):
 
   train: Codes
   test: Codes
-  grid: tuple[int, ...]
+  grid: tuple[int, int]
   classes: tuple[str, ...]
 
   @property
@@ -102,9 +102,10 @@ def encode(
         codes(np.ascontiguousarray(found.images[:, :, ::-1]))
         if mirrored else None)
 
+  height, width = data.train.size
   return Encoded(
       part(data.train, mirrored), part(data.test, False),
-      tuple(side // factor for side in data.train.size), data.train.classes)
+      (height // factor, width // factor), data.train.classes)
 
 
 class Run(fit_run.Run):

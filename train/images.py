@@ -79,7 +79,7 @@ def check(args: argparse.Namespace) -> None:
 
 def read(args: argparse.Namespace) -> dict[str, Images]:
   """Returns the splits that the source has."""
-  splits = images.SPLITS
+  splits: tuple[str, ...] = images.SPLITS
   if args.source == 'folder':
     splits = images.splits_of(args.path)
   found = {}

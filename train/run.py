@@ -61,9 +61,10 @@ class Run(loop.Run):
     self._next: tuple[int, Any] | None = None
     self._shared: Any = None
     self._own = None
-    if getattr(trainer.task, 'on_policy', 0.0):
+    task: Any = trainer.task
+    if getattr(task, 'on_policy', 0.0):
       self._own = OnPolicy(
-          trainer.task, length=config.data.length, eos=target.eos,
+          task, length=config.data.length, eos=target.eos,
           seed=config.seed, mesh=mesh)
     temperature = config.eval.temperature
     self._context = measure.context(
@@ -181,7 +182,7 @@ class Run(loop.Run):
     return self.text.train.batch(
         step, self.config.batch_size, self.config.seed)
 
-  def _place(self, rows: packing.Row) -> teacher.Batch:
+  def _place(self, rows: Mapping[str, Any]) -> teacher.Batch:
     batch = teacher.Batch(**rows)
     if self.mesh is None:
       return jax.device_put(batch)

@@ -155,8 +155,9 @@ def _records(
   if data.rollouts is None:
     raise ValueError('config.data.rollouts: give the folder that '
                      'train.rollout wrote')
+  held_out: list[Record] = []
   if data.rollouts == 'synthetic':
-    train, held_out = _synthetic(target, seed), []
+    train = _synthetic(target, seed)
     facts: dict[str, Any] = {'synthetic': True}
   else:
     train, held_out, facts = rollouts(Path(data.rollouts))

@@ -56,8 +56,8 @@ class Run(tokenizer_run.Run):
   def measured(self, tokens: np.ndarray) -> dict[str, float]:
     """Returns the use of the codes, and the perplexity of their shares."""
     num_codes = self.objective.config.num_codes
-    share = np.bincount(tokens.reshape(-1), minlength=num_codes)
-    share = share[share > 0] / tokens.size
+    count = np.bincount(tokens.reshape(-1), minlength=num_codes)
+    share = count[count > 0] / tokens.size
     return {'use': len(share) / num_codes,
             'perplexity': float(np.exp(-np.sum(share * np.log(share))))}
 

@@ -40,8 +40,9 @@ class Measured(NamedTuple):
 
 
 def context(
-    prompts: Sequence[Any], new_tokens: int, *, size: int | None = None,
-    eos: Sequence[int] = (), temperature: float = 0.0, seed: int = 0,
+    prompts: Sequence[Any] | np.ndarray, new_tokens: int, *,
+    size: int | None = None, eos: Sequence[int] = (),
+    temperature: float = 0.0, seed: int = 0,
 ) -> Context:
   """Returns a batch of prompts, ready to decode.
 

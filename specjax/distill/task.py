@@ -37,6 +37,16 @@ class Task(Protocol):
     """Positions that are trained: length of the reports in `loss`."""
     ...
 
+  @property
+  def model(self) -> Any:
+    """What is trained: a model of `drafters`."""
+    ...
+
+  @property
+  def dtype(self) -> str:
+    """Of the weights when they decode."""
+    ...
+
   def init(self, key: Array, target: Any) -> Any:
     """Returns fresh trained weights, in float32."""
     ...
