@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from specjax.fit.step import Objective
 from specjax.models.classifier import Classifier
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassifierObjective:
+class ClassifierObjective(Objective):
   """Cross-entropy of an image's class, each time on another view of it.
 
   Attributes:
@@ -61,13 +62,6 @@ class ClassifierObjective:
     right = jnp.argmax(logits, axis=-1) == batch['label']
     loss = optax.softmax_cross_entropy(logits, wanted)
     return jnp.mean(loss), ({'accuracy': jnp.mean(right)}, None)
-
-  def after(
-      self, net: Any, memory: None, seen: None, key: Array
-  ) -> tuple[Any, None]:
-    """Changes nothing."""
-    del memory, seen, key
-    return net, None
 
 
 def views(key: Array, images: Array, *, flip: bool, padding: int) -> Array:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from specjax.fit.step import Objective
 from specjax.models import weights
 from specjax.models.image_lm import ImageLM
 from specjax.models.transformer_config import TransformerConfig
@@ -17,7 +18,7 @@ Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageObjective:
+class ImageObjective(Objective):
   """Cross-entropy of the codes of an image.
 
   Attributes:
@@ -75,10 +76,3 @@ class ImageObjective:
     params = jax.tree.map(
         lambda x: x if x.ndim == 1 else x.astype(self.dtype), net)
     return self.lm.whole(params, codes, label, dropout)
-
-  def after(
-      self, net: Any, memory: None, seen: None, key: Array
-  ) -> tuple[Any, None]:
-    """Changes nothing."""
-    del memory, seen, key
-    return net, None

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from specjax.core import density
+from specjax.fit.step import Objective
 from specjax.models.causal_images import CausalImages
 from specjax.models.diffusion import Diffusion
 from specjax.models.diffusion_head import DenoisingMLP, GuidedHead, bare
@@ -81,7 +82,7 @@ def said(
 
 
 @dataclasses.dataclass(frozen=True)
-class MARObjective:
+class MARObjective(Objective):
   """The squared error of the noise, and a bound that trains variances.
 
   Levels are drawn uniformly from those of the base schedule that decoding
@@ -132,13 +133,6 @@ class MARObjective:
       bound = jnp.sum(share * _bound(
           full, tokens, x, level, jax.lax.stop_gradient(guess), between))
     return error + bound, ({'noise': error, 'bound': bound}, None)
-
-  def after(
-      self, net: Any, memory: None, seen: None, key: Array
-  ) -> tuple[Any, None]:
-    """Changes nothing."""
-    del memory, seen, key
-    return net, None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

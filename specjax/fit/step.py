@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
-from typing import Any, Protocol
+from typing import Any
 
 from flax import struct
 import jax
@@ -16,13 +17,14 @@ from specjax.distill.trainer import update
 Array = jax.Array
 
 
-class Objective(Protocol):
+class Objective(abc.ABC):
   """What a model is trained for. A frozen, hashable dataclass."""
 
+  @abc.abstractmethod
   def init(self, key: Array) -> tuple[Any, Any]:
     """Returns `(weights in float32, memory)`; memory may be None."""
-    ...
 
+  @abc.abstractmethod
   def loss(
       self, net: Any, memory: Any, batch: Any, key: Array,
       train: bool = False,
@@ -31,13 +33,16 @@ class Objective(Protocol):
 
     With `train`, as it is trained with: dropout.
     """
-    ...
 
   def after(
       self, net: Any, memory: Any, seen: Any, key: Array
   ) -> tuple[Any, Any]:
-    """Returns `(weights, memory)` after an update: revived codes, say."""
-    ...
+    """Returns `(weights, memory)` after an update: revived codes, say.
+
+    Here both as they are. The key is consumed.
+    """
+    del seen, key
+    return net, memory
 
 
 class FitState(struct.PyTreeNode):

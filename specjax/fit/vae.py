@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from specjax.fit.pixels import PixelObjective
 from specjax.models import vae, vq
 from specjax.models.vae import VAE, VAEConfig
 
@@ -16,7 +16,7 @@ Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class VAEObjective:
+class VAEObjective(PixelObjective):
   """Reconstruction of drawn latents, and a law that is nearly normal.
 
       l1 |x - y| + l2 |x - y|^2 + kl KL(q(z | x) || N(0, 1))
@@ -29,27 +29,16 @@ class VAEObjective:
 
   Attributes:
     config: the autoencoder's shape.
-    l1, l2: weights of the pixels' differences (images are in [-1, 1]).
-    kl: weight of the last term.
-    features: None, or a pure function of images f32[B,H,W,3] in [-1, 1] whose
-      squared differences are added with weight `feature_weight`.
-    feature_weight: >= 0.
+    kl: weight of the last term. For the others see `PixelObjective`.
   """
 
   config: VAEConfig
-  l1: float = 1.0
-  l2: float = 1.0
   kl: float = 1e-6
-  features: Callable[[Array], Array] | None = None
-  feature_weight: float = 0.0
 
-  def __post_init__(self):
-    weights = self.l1, self.l2, self.kl, self.feature_weight
-    if not all(w >= 0 for w in weights) or not self.l1 + self.l2 > 0:
-      raise ValueError(f'{self}: weights must be >= 0, and one of l1 and l2 '
-                       'positive')
-    if bool(self.feature_weight) != (self.features is not None):
-      raise ValueError('features and feature_weight go together')
+  @property
+  def weights(self) -> tuple[float, ...]:
+    """What must be >= 0."""
+    return *super().weights, self.kl
 
   def init(self, key: Array) -> tuple[Any, None]:
     """Returns random weights, and no memory."""
@@ -71,20 +60,7 @@ class VAEObjective:
     law = model.apply({'params': net}, image, method='encode')
     latents = law.sample(key)
     made = model.apply({'params': net}, latents, method='from_latents')
-    gap = made - image
-    square = jnp.mean(gap * gap)
+    pixels, psnr = self.compare(made, image)
     kl = jnp.mean(law.kl())
-    loss = self.l1 * jnp.mean(jnp.abs(gap)) + self.l2 * square + self.kl * kl
-    if self.features is not None:
-      apart = self.features(made) - self.features(image)
-      loss += self.feature_weight * jnp.mean(apart * apart)
-    return loss, ({
-        'psnr': -10 * jnp.log10(jnp.maximum(square / 4, 1e-10)),
-        'kl': kl, 'std': jnp.std(latents)}, None)
-
-  def after(
-      self, net: Any, memory: None, seen: None, key: Array
-  ) -> tuple[Any, None]:
-    """Changes nothing."""
-    del seen, key
-    return net, memory
+    return pixels + self.kl * kl, (
+        {'psnr': psnr, 'kl': kl, 'std': jnp.std(latents)}, None)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from specjax.fit.pixels import PixelObjective
 from specjax.models import vq
 from specjax.models.vq import VQ, VQConfig
 
@@ -16,7 +16,7 @@ Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class VQObjective:
+class VQObjective(PixelObjective):
   """Reconstruction, and codes and encoder that meet.
 
       l1 |x - y| + l2 |x - y|^2 + |sg(z) - c|^2 + commitment |z - sg(c)|^2
@@ -27,31 +27,19 @@ class VQObjective:
 
   Attributes:
     config: the tokenizer's shape.
-    l1, l2: weights of the pixels' differences (images are in [-1, 1]).
     commitment: weight of the last term (van den Oord et al. 2017,
       arXiv:1711.00937, equation 3).
-    dead_after: steps; 0 revives none.
-    features: None, or a pure function of images f32[B,H,W,3] in [-1, 1] whose
-      squared differences are added with weight `feature_weight`.
-    feature_weight: >= 0.
+    dead_after: steps; 0 revives none. For the others see `PixelObjective`.
   """
 
   config: VQConfig
-  l1: float = 1.0
-  l2: float = 1.0
   commitment: float = 0.25
   dead_after: int = 100
-  features: Callable[[Array], Array] | None = None
-  feature_weight: float = 0.0
 
-  def __post_init__(self):
-    low = min(self.l1, self.l2, self.commitment, self.dead_after,
-              self.feature_weight)
-    if low < 0 or not self.l1 + self.l2 > 0:
-      raise ValueError(f'{self}: weights must be >= 0, and one of l1 and l2 '
-                       'positive')
-    if bool(self.feature_weight) != (self.features is not None):
-      raise ValueError('features and feature_weight go together')
+  @property
+  def weights(self) -> tuple[float, ...]:
+    """What must be >= 0."""
+    return *super().weights, self.commitment, self.dead_after
 
   def init(self, key: Array) -> tuple[Any, Array]:
     """Returns weights, and int32[V]: steps since each code was used."""
@@ -71,12 +59,7 @@ class VQObjective:
     image = vq.to_float(batch['image'])
     model: Any = VQ(self.config)
     out = model.apply({'params': net}, image)
-    gap = out.image - image
-    square = jnp.mean(gap * gap)
-    loss = self.l1 * jnp.mean(jnp.abs(gap)) + self.l2 * square
-    if self.features is not None:
-      apart = self.features(out.image) - self.features(image)
-      loss += self.feature_weight * jnp.mean(apart * apart)
+    loss, psnr = self.compare(out.image, image)
     still = jax.lax.stop_gradient
     codes = jnp.mean(jnp.square(still(out.encoded) - out.codes))
     codes += self.commitment * jnp.mean(
@@ -84,9 +67,7 @@ class VQObjective:
     used = jnp.zeros(memory.shape, bool).at[out.ids.reshape(-1)].set(True)
     fresh = used | ((memory < self.dead_after) if self.dead_after
                     else jnp.zeros_like(used))
-    scalars = {
-        'psnr': -10 * jnp.log10(jnp.maximum(still(square) / 4, 1e-10)),
-        'codes': codes, 'used': jnp.mean(fresh)}
+    scalars = {'psnr': psnr, 'codes': codes, 'used': jnp.mean(fresh)}
     seen = used, still(out.encoded).reshape(-1, self.config.code_dim)
     return loss + codes, (scalars, seen)
 
