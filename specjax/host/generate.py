@@ -158,13 +158,18 @@ def generate(
   return Results(
       results=tuple(results), wall_s=wall, compile_s=decoder.compile_s,
       slot_rounds=decoder.slot_rounds, row_rounds=decoder.row_rounds,
-      description={
-          'target': target.name, 'drafter': describe(drafter),
-          **({'scoring': target.lm.scoring}
-             if hasattr(target.lm, 'scoring') else {}),
-          'verify': rule.name, 'lossy': rule.lossy, 'batch_size': batch,
-          'capacity': size,
-          'num_speculative_tokens': drafter.topology.num_nodes})
+      description={**_described(target, drafter, rule),
+                   'batch_size': batch, 'capacity': size})
+
+
+def _described(target: Model, drafter: Any, rule: Any) -> dict[str, Any]:
+  """Returns what a summary says of a run's parts."""
+  scoring = getattr(target.lm, 'scoring', None)
+  return {
+      'target': target.name, 'drafter': describe(drafter),
+      **({'scoring': scoring} if scoring else {}),
+      'verify': rule.name, 'lossy': rule.lossy,
+      'num_speculative_tokens': drafter.topology.num_nodes}
 
 
 def choose_rule(
