@@ -157,6 +157,25 @@ def sampling(config: config_dict.ConfigDict) -> Sampling:
   return Sampling(**given)
 
 
+def labels(
+    section: config_dict.ConfigDict, known: Sequence[str]
+) -> tuple[tuple[str, ...], list[int]]:
+  """Returns the classes of a config's `images` section, and each image's.
+
+  All that are `known` where it names none; labels are numbers of those.
+
+  Raises:
+    ValueError: a class that is not known.
+  """
+  wanted = tuple(section.classes or known)
+  for name in wanted:
+    if name not in known:
+      raise ValueError(f'config.images.classes: {name!r} is unknown; known '
+                       f'are {", ".join(known)}')
+  number = list(known).index
+  return wanted, [number(n) for n in wanted for _ in range(section.per_class)]
+
+
 def speculative(
     config: config_dict.ConfigDict, override: str | None
 ) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ import numpy as np
 from specjax.eval import pictures
 from specjax.host import cli, images, latent_sampling
 from specjax.host import results as results_lib
-from specjax.host.load import Model
+from specjax.host.load import Model, on_mesh
 from specjax.host.requests import Result
 from specjax.models import image_lm, vq, weights
 from specjax.models.guided import Guided
@@ -82,8 +82,6 @@ def prepare(
         f'config.images.per_class={section.per_class}: must be >= 1')
   if 'process' in section:  # tokens of real numbers
     return latent_sampling.prepare(config, mesh)
-  if mesh is not None:
-    raise ValueError('config.mesh: codes of images are decoded on one device')
   model, facts = load_target(
       config.target, dtype=config.dtype, guidance=section.guidance,
       guided_steps=section.guided_steps)
@@ -94,18 +92,11 @@ def prepare(
         f'config.images.tokenizer={section.tokenizer} has '
         f'{tokenizer.config.num_codes} codes, {config.target} '
         f'{model.vocab_size}')
-  known = facts['data']['classes']
-  wanted = tuple(section.classes or known)
-  for name in wanted:
-    if name not in known:
-      raise ValueError(f'config.images.classes: {name!r} is unknown; known '
-                       f'are {", ".join(known)}')
-  prompts = [
-      [model.vocab_size + known.index(name)]
-      for name in wanted for _ in range(section.per_class)]
+  wanted, labels = cli.labels(section, facts['data']['classes'])
+  prompts = [[model.vocab_size + label] for label in labels]
   found = Pictures(tokenizer, tuple(facts['grid']), wanted, section.per_class)
   cli.note(f'{len(prompts)} images of {found.length} codes', quiet)
-  return model, prompts, found
+  return on_mesh(model, mesh), prompts, found
 
 
 def load_target(

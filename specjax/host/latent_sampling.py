@@ -12,7 +12,7 @@ import numpy as np
 
 from specjax.drafters import Null
 from specjax.eval import pictures
-from specjax.host import latents, mar
+from specjax.host import cli, latents, mar
 from specjax.host.load import Model
 from specjax.host.requests import Result, Start
 from specjax.host.results import accepted
@@ -134,10 +134,7 @@ def prepare(
       lm.num_tokens, section.guidance, section.guidance_schedule)
   if guidance is not None:
     model = dataclasses.replace(model, lm=mar.guided(lm))
-  known = list(facts['data']['classes'])
-  wanted = tuple(section.classes or known)
-  labels = [known.index(n) for n in _known(wanted, known)
-            for _ in range(section.per_class)]
+  wanted, labels = cli.labels(section, facts['data']['classes'])
   orders = orders_of(
       section.order, len(labels), lm.num_tokens, config.seed)
   starts = begin(lm, labels, orders, guidance)
@@ -216,11 +213,3 @@ def random_models() -> tuple[Model, dict[str, Any], latents.Autoencoder]:
   facts = {'grid': [4, 4], 'data': {'classes': ['a', 'b']}}
   return mar.tiny(), facts, latents.Autoencoder(
       shape, vae.init(shape, jax.random.key(0)))
-
-
-def _known(wanted: Sequence[str], known: Sequence[str]) -> Sequence[str]:
-  for name in wanted:
-    if name not in known:
-      raise ValueError(f'config.images.classes: {name!r} is unknown; known '
-                       f'are {", ".join(known)}')
-  return wanted

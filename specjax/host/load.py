@@ -178,6 +178,15 @@ def random_model(
                params=params, tokenizer=tokenizer, eos=eos, mesh=mesh)
 
 
+def on_mesh(model: Model, mesh: jax.sharding.Mesh | None) -> Model:
+  """Returns a decoder with its weights on a mesh; as it is without one."""
+  if mesh is None:
+    return model
+  shardings = _shardings(model.lm.config, mesh)
+  return dataclasses.replace(
+      model, mesh=mesh, params=rules.put(model.params, shardings))
+
+
 def _shardings(config, mesh):
   if mesh is None:
     return None
