@@ -26,35 +26,44 @@ def settings(data: Data) -> list[tuple[float, float]]:
       (p['temperature'], p['guidance']) for p in data['points'].values()))
 
 
-def draw(data: Data, out: pathlib.Path) -> list[pathlib.Path]:
+def draw(
+    data: Data, out: pathlib.Path, against: str = 'speed'
+) -> list[pathlib.Path]:
   """Draws a figure for each temperature and guidance; writes the table.
 
   Up: the distance to the test images, or where there is none the one-step
-  total variation. Right: the speed-up at the smallest batch. Points of which
-  a part is missing are in the table only.
+  total variation. Right, `against` 'speed': the speed-up at the smallest
+  batch; 'rounds': tokens a round, which no device changes. Points of which a
+  part is missing are in the table only.
   """
+  parts = sweeps.PARTS if against == 'speed' else ('quality',)
   made = []
   for temperature, guidance in settings(data):
     rows = [p for p in data['points'].values()
             if (p['temperature'], p['guidance']) == (temperature, guidance)
-            and sweeps.has(p, *sweeps.PARTS)]
+            and sweeps.has(p, *parts)]
     if not rows:
       continue
-    path = out / f'sweep_T{temperature:g}_guidance{guidance:g}.png'
-    _figure(data, rows, path, f'T={temperature:g}, guidance {guidance:g}')
+    name = 'sweep' if against == 'speed' else 'rounds'
+    path = out / f'{name}_T{temperature:g}_guidance{guidance:g}.png'
+    _figure(data, rows, path, f'T={temperature:g}, guidance {guidance:g}',
+            against)
     made.append(path)
   output.write_text(out / 'sweep.md', table(data))
   return made
 
 
-def _figure(data: Data, rows: list[Any], path: pathlib.Path, which: str):
+def _figure(
+    data: Data, rows: list[Any], path: pathlib.Path, which: str, against: str
+) -> None:
   judged = all('distance' in row for row in rows)
   figure, axes = new_figure(8.0)
   axes.grid(color='#dddddd', zorder=0)
+  axes.margins(x=0.15)  # labels stand to the right of points
   families = list(dict.fromkeys(row['family'] for row in rows))
   for number, family in enumerate(families):
     of = [row for row in rows if row['family'] == family]
-    fast = [_first(row) for row in of]
+    fast = [_right(row, against) for row in of]
     high = [row['distance' if judged else 'one_step_tv'] for row in of]
     axes.errorbar(
         [s['speedup'] for s in fast], high,
@@ -72,15 +81,20 @@ def _figure(data: Data, rows: list[Any], path: pathlib.Path, which: str):
         ('plain', 1), ('plain + 2 %', 1.02))]:
       axes.axhline(value, color='black', linewidth=0.8,
                    linestyle='-' if name == 'plain' else '--')
-  batch = min(rows[0]['speed'], key=int)
-  axes.set_xlabel(f'speed-up over plain decoding (×), batch {batch}')
+  axes.set_xlabel(
+      'tokens a round' if against == 'rounds' else
+      'speed-up over plain decoding (×), batch '
+      f'{min(rows[0]["speed"], key=int)}')
   axes.set_ylabel(f'{data["reference"]["name"]} to the test images' if judged
                   else 'one-step total variation')
   finish(figure, axes, f'{data["setting"]["target"]} on {data["device"]}\n'
           f'{which}, {rows[0]["samples"]} images', path)
 
 
-def _first(row: Mapping[str, Any]) -> Mapping[str, Any]:
+def _right(row: Mapping[str, Any], against: str) -> Mapping[str, float]:
+  """Returns where a point is, and from where to where."""
+  if against == 'rounds':
+    return dict.fromkeys(('speedup', 'least', 'most'), row['tau'])
   return row['speed'][min(row['speed'], key=int)]
 
 
@@ -116,12 +130,14 @@ def main(arguments=None) -> int:
   parser.add_argument('--results', nargs='+', required=True,
                       help='folders of sweeps of one target')
   parser.add_argument('--out', default=None, help='default: the first folder')
+  parser.add_argument('--against', choices=('speed', 'rounds'),
+                      default='speed', help='what figures have to the right')
   args = parser.parse_args(arguments)
   data = sweeps.merged(args.results)
   out = pathlib.Path(output.prepare(args.out or args.results[0]))
   if args.out:
     output.write_json(out / 'sweep.json', data)
-  draw(data, out)
+  draw(data, out, args.against)
   return 0
 
 

@@ -93,6 +93,11 @@ def test_tables_of_parts(tmp_path):
     assert lantern_plots.main(['--results', folder]) == 0
   assert not [*tmp_path.glob('[ab]/*.png')]
   assert '2.00 (1.50 to 2.50)' in (tmp_path / 'b' / 'sweep.md').read_text()
+  for folder in folders:  # of which one has the number of rounds
+    assert lantern_plots.main(
+        ['--results', folder, '--against', 'rounds']) == 0
+  assert [p.name for p in tmp_path.glob('[ab]/*.png')] == [
+      'rounds_T1_guidance1.png']
   assert latents_table.main(
       ['--results', folders[1], '--out', str(tmp_path / 'table')]) == 0
   assert '| p |  |  | 2.00 |' in (tmp_path / 'table' / 'table.md').read_text()
