@@ -33,6 +33,7 @@ interruption, and several may share the work (`sample.sweeps`).
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 import dataclasses
 import sys
 from typing import Any
@@ -83,8 +84,14 @@ class Scene:
     """Tokens of an image."""
     return self.target.lm.num_tokens
 
-  def decode(self, point: Point, num: int, batch: int, seed: int) -> Results:
-    """Decodes `num` images, classes in turn, `batch` at a time."""
+  def decode(
+      self, point: Point, num: int, batch: int, seed: int,
+      pause: Callable[[], None] | None = None,
+  ) -> Results:
+    """Decodes `num` images, classes in turn, `batch` at a time.
+
+    `pause` is called every few rounds.
+    """
     target = dataclasses.replace(
         self.target, lm=mar.changed(self.target.lm, **point.changes))
     scales = latent_sampling.scales(self.length, point.guidance, 'constant')
@@ -106,12 +113,15 @@ class Scene:
         target, drafter,
         latent_sampling.begin(target.lm, labels, orders, scales),
         specjax.Sampling(temperature=1.0, max_new_tokens=self.length),
-        verify=RULES[point.rule], batch_size=batch, seed=seed)
+        verify=RULES[point.rule], batch_size=batch, seed=seed,
+        on_progress=pause and (lambda _: pause()))
 
   def plain(self, guidance: float, args: argparse.Namespace) -> np.ndarray:
     """Returns f32[n,C], tokens of plain decoding, as a point's row has them."""
-    return tokens(self.decode(
-        Point(guidance=guidance), args.samples, args.batch_size, _SEED))
+    with args.turns.work() as pause:
+      return tokens(self.decode(
+          Point(guidance=guidance), args.samples, args.batch_size, _SEED,
+          pause))
 
   def labels(self, num: int) -> np.ndarray:
     """Returns int[num], classes in turn."""
@@ -148,7 +158,8 @@ def measured(
   seed = _SEED + (not point.is_plain)
   judged = is_judged(point, args)
   num = args.samples if judged else min(args.few, args.samples)
-  found = scene.decode(point, num, args.batch_size, seed)
+  with args.turns.work() as pause:
+    found = scene.decode(point, num, args.batch_size, seed, pause)
   summary, made = found.summary(), tokens(found)
   row: dict[str, Any] = {
       'samples': num,
@@ -159,27 +170,32 @@ def measured(
       'gave_up': summary['gave_up'], 'lossy': summary['lossy'],
       'scoring': summary['scoring']}
   if plain is None:  # the point itself: what two samples are apart
-    other = scene.decode(point, args.samples, args.batch_size, _SEED + 9)
+    with args.turns.work() as pause:
+      other = scene.decode(
+          point, args.samples, args.batch_size, _SEED + 9, pause)
     row['ks'] = distance(tokens(other), made)
   else:
     row['ks'] = distance(plain, made)
   if judge is not None and judged:
-    row |= judge.score(scene.pixels(found, seed), scene.labels(num))
+    with args.turns.work():
+      row |= judge.score(scene.pixels(found, seed), scene.labels(num))
   return row, made
 
 
 def speed(
-    scene: Scene, point: Point, batch: int, args: argparse.Namespace
-) -> dict[str, float]:
-  """Returns seconds of a batch of images, in turn with plain decoding."""
+    scene: Scene, point: Point, args: argparse.Namespace
+) -> dict[str, dict[str, float]]:
+  """Returns seconds of batches of images, in turn with plain decoding."""
+  if point.is_plain:
+    return {}
   plain = Point(guidance=point.guidance)
 
-  def times(number: int) -> tuple[float, float]:
+  def times(batch: int, number: int) -> tuple[float, float]:
     before, after = (scene.decode(one, batch, batch, number).wall_s
                      for one in (plain, point))
     return before, after
 
-  return sweeps.speed(times, args.repeats, args.turns)
+  return sweeps.speed(times, args.batches, args.repeats, args.turns)
 
 
 def work(
@@ -198,16 +214,14 @@ def work(
       continue
     row: dict[str, Any] = dataclasses.asdict(point)
     if 'quality' in parts:
-      with args.turns.work():
-        if plain is None and not point.is_plain:  # measured before
-          plain = scene.plain(point.guidance, args)
-        more, made = measured(scene, point, plain, judge, args)
+      if plain is None and not point.is_plain:  # measured before
+        plain = scene.plain(point.guidance, args)
+      more, made = measured(scene, point, plain, judge, args)
       plain = made if point.is_plain else plain
       row |= more
       record.put(point.key, row)
     if 'speed' in parts:
-      row['speed'] = {str(batch): speed(scene, point, batch, args)
-                      for batch in ([] if point.is_plain else args.batches)}
+      row['speed'] = speed(scene, point, args)
       record.put(point.key, row)
     print(f'{point.key}: {_said(row)}', flush=True)
 

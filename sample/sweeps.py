@@ -96,25 +96,33 @@ class Turns:
     """Takes the path of a lock file; with '' the device is not shared."""
     self._path = path
 
-  def work(self) -> contextlib.AbstractContextManager[None]:
-    """Returns what a piece of work, seconds long, is done within."""
+  def work(self) -> contextlib.AbstractContextManager[Callable[[], None]]:
+    """Returns what a piece of work is done within.
+
+    Gives a function to call every few seconds: it waits while another program
+    takes times.
+    """
     return self._held(fcntl.LOCK_SH)
 
-  def alone(self) -> contextlib.AbstractContextManager[None]:
+  def alone(self) -> contextlib.AbstractContextManager[Any]:
     """Returns what times are taken within: no other program works."""
     return self._held(fcntl.LOCK_EX)
 
   @contextlib.contextmanager
-  def _held(self, kind: int) -> Iterator[None]:
+  def _held(self, kind: int) -> Iterator[Callable[[], None]]:
     if not self._path:
-      yield
+      yield lambda: None
       return
     # Who waits to be alone holds the gate, or work would never end.
     with open(self._path, 'a') as lock, open(self._path + '.gate', 'a') as gate:
-      fcntl.flock(gate, fcntl.LOCK_EX)
-      fcntl.flock(lock, kind)
-      fcntl.flock(gate, fcntl.LOCK_UN)
-      yield
+      def take() -> None:
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        fcntl.flock(lock, kind)
+        fcntl.flock(gate, fcntl.LOCK_UN)
+
+      take()
+      yield take
 
 
 class Record:
@@ -208,20 +216,28 @@ def has(row: Mapping[str, Any], *parts: str) -> bool:
 
 
 def speed(
-    times: Callable[[int], tuple[float, float]], repeats: int, turns: Turns,
-) -> dict[str, float]:
-  """Returns how fast a way of decoding is.
+    times: Callable[[int, int], tuple[float, float]], batches: Iterable[int],
+    repeats: int, turns: Turns,
+) -> dict[str, dict[str, float]]:
+  """Returns how fast a way of decoding is, by batch size.
 
   Args:
-    times: seconds of plain decoding and of the way, one behind the other, of
-      the repeat of this number; of the first, 0, they are not read, since it
-      compiles.
-    repeats: that are read. turns: of the device.
+    times: seconds of plain decoding and of the way, one behind the other, at a
+      batch size and of the repeat of a number; those of the first, 0, are not
+      read, since it compiles.
+    batches: sizes. repeats: that are read. turns: of the device.
   """
-  with turns.work():
-    times(0)
+  with turns.work() as pause:
+    for batch in batches:
+      times(batch, 0)
+      pause()
   with turns.alone():
-    pairs = [times(number) for number in range(1, repeats + 1)]
+    return {str(batch): _ratios([
+        times(batch, number) for number in range(1, repeats + 1)])
+            for batch in batches}
+
+
+def _ratios(pairs: Sequence[tuple[float, float]]) -> dict[str, float]:
   found = [a / b for a, b in pairs]
   return {'seconds': float(np.median([b for _, b in pairs])),
           'plain_seconds': float(np.median([a for a, _ in pairs])),

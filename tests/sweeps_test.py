@@ -171,8 +171,33 @@ def test_times_are_taken_alone(tmp_path):
 
 
 def test_the_first_times_are_not_read(tmp_path):
-  found = sweeps.speed(
-      lambda number: (9.0, 1.0) if not number else (float(number), 1.0), 3,
-      sweeps.Turns(''))
-  assert found == {'seconds': 1, 'plain_seconds': 2, 'speedup': 2, 'least': 1,
-                   'most': 3, 'repeats': 3}
+  asked = []
+
+  def times(batch, number):
+    asked.append((batch, number))
+    return (9.0, 1.0) if not number else (float(number), 1.0)
+
+  found = sweeps.speed(times, (1, 8), 3, sweeps.Turns(''))
+  assert asked[:2] == [(1, 0), (8, 0)]  # all compile before any is timed
+  assert set(found) == {'1', '8'}
+  assert found['8'] == {'seconds': 1, 'plain_seconds': 2, 'speedup': 2,
+                        'least': 1, 'most': 3, 'repeats': 3}
+
+
+def test_work_pauses_for_who_takes_times(tmp_path):
+  path, order = str(tmp_path / 'turns'), []
+
+  def alone():
+    with sweeps.Turns(path).alone():
+      order.append('alone')
+
+  other = threading.Thread(target=alone)
+  with sweeps.Turns(path).work() as pause:
+    pause()  # nobody waits
+    other.start()
+    other.join(0.3)
+    assert not order
+    pause()
+    order.append('works')
+  other.join(10)
+  assert order == ['alone', 'works']
