@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import setup
+from sample.sweeps import Turns
 import specjax
 from specjax import verify
 from specjax.core import chains, loop
@@ -97,7 +98,7 @@ def decode(engine: Engine, params: Models, conditions: Any):
 
 def compare(
     process: Any, head: Any, conditions: Any, width: int, hold: str,
-    repeats: int,
+    repeats: int, turns: Turns,
 ) -> dict[str, Any]:
   """Returns times and calls of drafted chains beside plain ones."""
   rule: Any = (verify.PathExact() if process.variance == 'learned'
@@ -118,13 +119,16 @@ def compare(
       'ahead': chain(dataclasses.replace(process, ahead=Ahead(width)))}
   times: dict[str, list[float]] = {name: [] for name in ways}
   calls = []
-  for seed in range(repeats + 1):
-    for name, way in ways.items():
-      took, made = setup.timed(way, seed)
-      if seed:  # the first compiles
+  with turns.work():
+    for way in ways.values():
+      setup.timed(way, 0)  # compiles
+  with turns.alone():
+    for seed in range(1, repeats + 1):
+      for name, way in ways.items():
+        took, made = setup.timed(way, seed)
         times[name].append(took)
-      if name == 'drafted':
-        calls.append(float(np.asarray(made[1]).max()))
+        if name == 'drafted':
+          calls.append(float(np.asarray(made[1]).max()))
   return {
       **{f'{name}_s': setup.spread(took) for name, took in times.items()},
       **{f'{name}_speedup': setup.spread([
@@ -143,6 +147,8 @@ def main(arguments=None) -> None:
   parser.add_argument('--variances', default='lower,learned')
   parser.add_argument('--hold', default='token')
   parser.add_argument('--repeats', type=int, default=10)
+  parser.add_argument('--turns', type=Turns, default=Turns(''), metavar='FILE',
+                      help='a lock of the programs that share a device')
   args = parser.parse_args(arguments)
   if args.repeats < 1:
     parser.error(f'--repeats {args.repeats}: must be >= 1')
@@ -158,7 +164,7 @@ def main(arguments=None) -> None:
         record.add(
             f'{variance}, {batch} at a time, K={width}', compare(
                 process, model.params['head'], some, width, args.hold,
-                args.repeats))
+                args.repeats, args.turns))
 
 
 if __name__ == '__main__':

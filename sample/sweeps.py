@@ -40,8 +40,9 @@ from specjax.io import output
 PARTS = ('quality', 'speed')
 # A row has a part when it has this entry of it.
 _MARKS = dict(zip(PARTS, ('samples', 'speed'), strict=True))
-# Options that choose points or parts: they may differ when a sweep goes on.
-_CHOOSE = ('out', 'parts', 'only', 'guidance', 'turns')
+# Options that choose points or parts, or do not change the law of a sample:
+# they may differ when a sweep goes on.
+_CHOOSE = ('out', 'parts', 'only', 'guidance', 'turns', 'batch_size')
 
 
 def numbers(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:

@@ -16,7 +16,7 @@ def test_head_alone_and_drafted(tmp_path):
   row, = json.loads(out.read_text())['sections'].values()
   assert row['steps'] == mar.tiny().lm.process.num_steps
   assert 1 <= row['calls']['min'] <= row['calls']['max'] <= row['steps']
-  assert row['calls']['n'] == 3
+  assert row['calls']['n'] == 2
   for way in ('drafted', 'ahead'):
     assert row[f'{way}_speedup']['n'] == 2
     assert row[f'{way}_speedup']['min'] > 0

@@ -8,6 +8,9 @@ mkdir -p "$OUT/log"
 export PYTHONUNBUFFERED=1
 # Some stages share a device: memory as it is needed.
 export XLA_PYTHON_CLIENT_PREALLOCATE=false
+# Kernels of cuBLAS as it chooses them: to try kernels on a device that others
+# use takes minutes and finds noise. XLA_FLAGS= lets XLA try.
+export XLA_FLAGS="${XLA_FLAGS---xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false}"
 
 # stage NAME SECONDS COMMAND...: runs once, with a log and a limit. A stage
 # that hangs tells where: SIGABRT makes Python print its stacks.

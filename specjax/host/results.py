@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 import dataclasses
 import importlib.metadata
+import os
 from typing import Any
 
 import jax
@@ -121,4 +122,6 @@ def versions() -> dict[str, str]:
       out[name] = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
       out[name] = 'source'
+  if flags := os.environ.get('XLA_FLAGS'):
+    out['xla_flags'] = flags  # they choose kernels
   return out
