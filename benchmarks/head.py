@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import sys
 from typing import Any
 
@@ -96,45 +97,49 @@ def decode(engine: Engine, params: Models, conditions: Any):
   return fn
 
 
-def compare(
-    process: Any, head: Any, conditions: Any, width: int, hold: str,
-    repeats: int, turns: Turns,
-) -> dict[str, Any]:
-  """Returns times and calls of drafted chains beside plain ones."""
-  rule: Any = (verify.PathExact() if process.variance == 'learned'
-               else verify.Reflection())
-  drafted = decode(
-      Engine(Denoising(process), Held(width, process, hold), rule),
-      Models(target=head), conditions)
-  rows = len(jax.tree.leaves(conditions)[0])
-  draw = jax.jit(lambda law, keys: law.token(law.sample(keys)))
+class Comparison:
+  """Drafted chains beside plain ones."""
 
-  def chain(process: Any):
-    law = chains.Path(process, head, conditions, jnp.ones((rows,)))
-    return lambda seed: draw(
-        law, jax.random.split(jax.random.key(seed), rows))
+  def __init__(
+      self, process: Any, head: Any, conditions: Any, width: int, hold: str
+  ):
+    """Compiles the ways."""
+    rule: Any = (verify.PathExact() if process.variance == 'learned'
+                 else verify.Reflection())
+    rows = len(jax.tree.leaves(conditions)[0])
+    draw = jax.jit(lambda law, keys: law.token(law.sample(keys)))
 
-  ways = {
-      'plain': chain(process), 'drafted': drafted,
-      'ahead': chain(dataclasses.replace(process, ahead=Ahead(width)))}
-  times: dict[str, list[float]] = {name: [] for name in ways}
-  calls = []
-  with turns.work():
-    for way in ways.values():
-      setup.timed(way, 0)  # compiles
-  with turns.alone():
+    def chain(process: Any):
+      law = chains.Path(process, head, conditions, jnp.ones((rows,)))
+      return lambda seed: draw(
+          law, jax.random.split(jax.random.key(seed), rows))
+
+    self.steps = process.num_steps
+    self.ways = {
+        'plain': chain(process),
+        'drafted': decode(
+            Engine(Denoising(process), Held(width, process, hold), rule),
+            Models(target=head), conditions),
+        'ahead': chain(dataclasses.replace(process, ahead=Ahead(width)))}
+    for way in self.ways.values():
+      setup.timed(way, 0)
+
+  def measured(self, repeats: int) -> dict[str, Any]:
+    """Returns times, in turn, and calls."""
+    times: dict[str, list[float]] = {name: [] for name in self.ways}
+    calls = []
     for seed in range(1, repeats + 1):
-      for name, way in ways.items():
+      for name, way in self.ways.items():
         took, made = setup.timed(way, seed)
         times[name].append(took)
         if name == 'drafted':
           calls.append(float(np.asarray(made[1]).max()))
-  return {
-      **{f'{name}_s': setup.spread(took) for name, took in times.items()},
-      **{f'{name}_speedup': setup.spread([
-          a / b for a, b in zip(times['plain'], times[name], strict=True)])
-         for name in ('drafted', 'ahead')},
-      'calls': setup.spread(calls), 'steps': process.num_steps}
+    return {
+        **{f'{name}_s': setup.spread(took) for name, took in times.items()},
+        **{f'{name}_speedup': setup.spread([
+            a / b for a, b in zip(times['plain'], times[name], strict=True)])
+           for name in ('drafted', 'ahead')},
+        'calls': setup.spread(calls), 'steps': self.steps}
 
 
 def main(arguments=None) -> None:
@@ -156,15 +161,18 @@ def main(arguments=None) -> None:
   model = mar.tiny() if args.target == 'random' else mar.load(args.target)[0]
   sizes = [int(b) for b in args.batches.split(',')]
   conditions = told(model, max(sizes), seed=0)
-  for variance in args.variances.split(','):
-    process = dataclasses.replace(model.lm.process, variance=variance)
-    for batch in sizes:
+  ready = {}
+  with args.turns.work() as pause:
+    for variance, batch, width in itertools.product(
+        args.variances.split(','), sizes, map(int, args.widths.split(','))):
+      process = dataclasses.replace(model.lm.process, variance=variance)
       some = jax.tree.map(lambda x, n=batch: x[:n], conditions)
-      for width in map(int, args.widths.split(',')):
-        record.add(
-            f'{variance}, {batch} at a time, K={width}', compare(
-                process, model.params['head'], some, width, args.hold,
-                args.repeats, args.turns))
+      ready[f'{variance}, {batch} at a time, K={width}'] = Comparison(
+          process, model.params['head'], some, width, args.hold)
+      pause()
+  with args.turns.alone():
+    for name, comparison in ready.items():
+      record.add(name, comparison.measured(args.repeats))
 
 
 if __name__ == '__main__':

@@ -30,7 +30,9 @@ same command goes on after an interruption, and several may share the work
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 import dataclasses
+import itertools
 import sys
 import time
 from typing import Any
@@ -147,19 +149,19 @@ def quality(
   return out
 
 
-def speed(
-    scene: Scene, way: Way, plain: Way, args: argparse.Namespace
-) -> dict[str, dict[str, float]]:
-  """Returns seconds of batches of images, in turn with plain decoding."""
+def times_of(
+    scene: Scene, way: Way, plain: Way, seed: int
+) -> sweeps.Times:
+  """Returns what times batches of images, in turn with plain decoding."""
   def times(batch: int, number: int) -> tuple[float, float]:
     labels = scene.labels(batch * (number + 1))[-batch:]
     ends = [time.perf_counter()]
     for one in (plain, way):
-      one(labels, args.seed + number)  # waits for the result
+      one(labels, seed + number)  # waits for the result
       ends.append(time.perf_counter())
     return ends[1] - ends[0], ends[2] - ends[1]
 
-  return sweeps.speed(times, args.batches, args.repeats, args.turns)
+  return times
 
 
 def scene_of(args: argparse.Namespace) -> Scene:
@@ -195,27 +197,40 @@ def work(
     record: sweeps.Record,
 ) -> None:
   """Measures what is not there yet; writes after each part of a point."""
-  plain: Way | None = None
   todo = points(args, scene.target.vocab_size)
   for point in todo:
     Way(scene, point)  # what cannot be built is told before hours of work
+  for _, some in itertools.groupby(
+      todo, lambda point: (point.guidance, point.temperature)):
+    jax.clear_caches()  # each setting has programs of its own
+    _work(scene, [*some], judge, args, record)
+
+
+def _work(
+    scene: Scene, todo: Sequence[Point], judge: Judge | None,
+    args: argparse.Namespace, record: sweeps.Record,
+) -> None:
+  """Measures the points of a setting, of which the first is plain."""
+  plain = Way(scene, todo[0])
+  ways: dict[str, sweeps.Times] = {}
   for point in todo:
-    if point.family == 'plain':
-      jax.clear_caches()  # each setting has programs of its own
-      plain = Way(scene, point)
-    parts = [part for part in args.parts if record.lacks(point.key, part)]
-    if not parts or not args.only.search(point.key):
+    if not args.only.search(point.key):
       continue
-    assert plain is not None
-    way = plain if point.family == 'plain' else Way(scene, point)
-    row: dict[str, Any] = describe(point)
+    parts = [part for part in args.parts if record.lacks(point.key, part)]
+    if not parts:
+      continue
+    way = Way(scene, point) if point is not todo[0] else plain
+    row = describe(point)
     if 'quality' in parts:
       row |= quality(scene, way, judge, args)
-      record.put(point.key, row)
+      print(f'{point.key}: {_said(row, judge)}', flush=True)
     if 'speed' in parts:
-      row['speed'] = speed(scene, way, plain, args)
-      record.put(point.key, row)
-    print(f'{point.key}: {_said(row, judge)}', flush=True)
+      ways[point.key] = times_of(scene, way, plain, args.seed)
+    record.put(point.key, row)
+  for key, speed in sweeps.speeds(
+      ways, args.batches, args.repeats, args.turns):
+    record.put(key, {'speed': speed})
+    print(f'{key}: {sweeps.said(speed)}', flush=True)
 
 
 def _said(row: dict[str, Any], judge: Judge | None) -> str:
@@ -225,8 +240,6 @@ def _said(row: dict[str, Any], judge: Judge | None) -> str:
   if judge and 'distance' in row:
     said.append(f'{judge.name} {row["distance"]:.3f} +- '
                 f'{row["half_width"]:.3f}')
-  said += [f'{s["speedup"]:.2f}x at {batch}'
-           for batch, s in row.get('speed', {}).items()]
   return ', '.join(said)
 
 

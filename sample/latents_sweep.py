@@ -182,12 +182,8 @@ def measured(
   return row, made
 
 
-def speed(
-    scene: Scene, point: Point, args: argparse.Namespace
-) -> dict[str, dict[str, float]]:
-  """Returns seconds of batches of images, in turn with plain decoding."""
-  if point.is_plain:
-    return {}
+def times_of(scene: Scene, point: Point) -> sweeps.Times:
+  """Returns what times batches of images, in turn with plain decoding."""
   plain = Point(guidance=point.guidance)
 
   def times(batch: int, number: int) -> tuple[float, float]:
@@ -195,7 +191,7 @@ def speed(
                      for one in (plain, point))
     return before, after
 
-  return sweeps.speed(times, args.batches, args.repeats, args.turns)
+  return times
 
 
 def work(
@@ -204,6 +200,7 @@ def work(
 ) -> None:
   """Measures what is not there yet; writes after each part of a point."""
   plain: np.ndarray | None = None
+  ways: dict[str, sweeps.Times] = {}
   for point in points(
       args, scene.drafters, scene.length,
       isinstance(scene.target.lm, MaskedImages)):
@@ -219,22 +216,25 @@ def work(
       more, made = measured(scene, point, plain, judge, args)
       plain = made if point.is_plain else plain
       row |= more
-      record.put(point.key, row)
+      print(f'{point.key}: {_said(row)}', flush=True)
     if 'speed' in parts:
-      row['speed'] = speed(scene, point, args)
-      record.put(point.key, row)
-    print(f'{point.key}: {_said(row)}', flush=True)
+      if point.is_plain:
+        row['speed'] = {}  # 1 by definition
+      else:
+        ways[point.key] = times_of(scene, point)
+    record.put(point.key, row)
+  for key, speed in sweeps.speeds(
+      ways, args.batches, args.repeats, args.turns):
+    record.put(key, {'speed': speed})
+    print(f'{key}: {sweeps.said(speed)}', flush=True)
 
 
 def _said(row: dict[str, Any]) -> str:
-  said = []
-  if 'ks' in row:
-    said += [f'{row["tokens_per_round"]:.2f} tokens a round',
-             f'KS {row["ks"]:.4f}']
+  said = [f'{row["tokens_per_round"]:.2f} tokens a round',
+          f'KS {row["ks"]:.4f}']
   if 'distance' in row:
     said.append(f'{row["distance"]:.2f} +- {row["half_width"]:.2f}')
-  return ', '.join(said + [
-      f'{s["speedup"]:.2f}x at {b}' for b, s in row.get('speed', {}).items()])
+  return ', '.join(said)
 
 
 def main(arguments=None) -> int:

@@ -30,7 +30,7 @@ import fcntl
 import json
 import pathlib
 import re
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -216,26 +216,36 @@ def has(row: Mapping[str, Any], *parts: str) -> bool:
   return all(_MARKS[part] in row for part in parts)
 
 
-def speed(
-    times: Callable[[int, int], tuple[float, float]], batches: Iterable[int],
-    repeats: int, turns: Turns,
-) -> dict[str, dict[str, float]]:
-  """Returns how fast a way of decoding is, by batch size.
+# Seconds of plain decoding and of a way, one behind the other, at a batch size
+# and of the repeat of a number.
+Times: TypeAlias = Callable[[int, int], tuple[float, float]]
+
+
+def speeds(
+    ways: Mapping[str, Times], batches: Iterable[int], repeats: int,
+    turns: Turns,
+) -> Iterator[tuple[str, dict[str, dict[str, float]]]]:
+  """Yields names and how fast these ways of decoding are, by batch size.
+
+  All compile before one of them is timed: the device is taken from others
+  once. Repeat 0 compiles, its times are not read.
 
   Args:
-    times: seconds of plain decoding and of the way, one behind the other, at a
-      batch size and of the repeat of a number; those of the first, 0, are not
-      read, since it compiles.
-    batches: sizes. repeats: that are read. turns: of the device.
+    ways: by name. batches: sizes. repeats: that are read. turns: of the device.
   """
+  if not ways:
+    return
   with turns.work() as pause:
-    for batch in batches:
-      times(batch, 0)
-      pause()
+    for times in ways.values():
+      for batch in batches:
+        times(batch, 0)
+        pause()
   with turns.alone():
-    return {str(batch): _ratios([
-        times(batch, number) for number in range(1, repeats + 1)])
-            for batch in batches}
+    for name, times in ways.items():
+      yield name, {
+          str(batch): _ratios([
+              times(batch, number) for number in range(1, repeats + 1)])
+          for batch in batches}
 
 
 def _ratios(pairs: Sequence[tuple[float, float]]) -> dict[str, float]:
@@ -244,6 +254,12 @@ def _ratios(pairs: Sequence[tuple[float, float]]) -> dict[str, float]:
           'plain_seconds': float(np.median([a for a, _ in pairs])),
           'speedup': float(np.median(found)), 'least': min(found),
           'most': max(found), 'repeats': len(found)}
+
+
+def said(speed: Mapping[str, Mapping[str, float]]) -> str:
+  """Returns a line that tells how fast a way of decoding is."""
+  return ', '.join(
+      f'{s["speedup"]:.2f}x at {batch}' for batch, s in speed.items())
 
 
 def same(

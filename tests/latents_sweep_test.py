@@ -41,7 +41,7 @@ def test_a_sweep_and_its_table(tmp_path, capsys):
       'last_noise=False', '--out', str(tmp_path)])
   assert [line.split(';')[0] for line in
           capsys.readouterr().out.splitlines()] == [
-              'plain, last_noise=False', 'plain, 3 steps ahead']
+              *2 * ('plain, last_noise=False', 'plain, 3 steps ahead')]
   with pytest.raises(ValueError, match='another setting'):
     latents_sweep.main([*FLAGS, '--seed', '1', '--out', str(tmp_path)])
 

@@ -177,9 +177,15 @@ def test_the_first_times_are_not_read(tmp_path):
     asked.append((batch, number))
     return (9.0, 1.0) if not number else (float(number), 1.0)
 
-  found = sweeps.speed(times, (1, 8), 3, sweeps.Turns(''))
-  assert asked[:2] == [(1, 0), (8, 0)]  # all compile before any is timed
+  ways = {'a': times, 'b': lambda *asks: times(*asks)}
+  both = dict(sweeps.speeds(ways, (1, 8), 3, sweeps.Turns('')))
+  # All compile before any is timed.
+  assert asked[:5] == [(1, 0), (8, 0), (1, 0), (8, 0), (1, 1)]
+  assert set(both) == {'a', 'b'} and both['a'] == both['b']
+  assert not dict(sweeps.speeds({}, (1,), 1, sweeps.Turns('')))
+  found = both['a']
   assert set(found) == {'1', '8'}
+  assert sweeps.said(found) == '2.00x at 1, 2.00x at 8'
   assert found['8'] == {'seconds': 1, 'plain_seconds': 2, 'speedup': 2,
                         'least': 1, 'most': 3, 'repeats': 3}
 

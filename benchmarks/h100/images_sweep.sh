@@ -13,7 +13,7 @@ points() {  # name, target, drafter, options
   shift 3
   sweep "sweep_$name" 1500 sample.lantern_sweep "$target" \
     --tokenizer "$OUT/vq/tokenizer" --drafter "$OUT/$drafter" \
-    --batch_size "${BATCH:-500}" --samples "$many" --repeats "${REPEATS:-5}" \
+    --batch_size "${BATCH:-500}" --samples "$many" --repeats "${REPEATS:-3}" \
     --batches "${BATCHES:-1,8,64}" \
     --neighbours "${NEIGHBOURS:-100}" --delta "$one" --lam "${LAMBDA:-2}" \
     --tree "${TREE:-branching:3,2,1,1}" --guidance 2 "$@"
@@ -28,13 +28,13 @@ all="$few|^exact; |coupled|GSD"
   --only "$all"
   XLA_FLAGS='' times speed_tuned image_ar $eagle --only "$chains") &
 (times speed_greedy image_ar $eagle --temperatures 0 --only "$few"
-  times speed_plain image_ar $eagle --guidance 1 --only "$few") &
+  times speed_plain image_ar $eagle --guidance 1 --only "$few"
+  quality plain image_ar $eagle --guidance 1) &
 (quality guided image_ar $eagle --delta "$one,$near,0.0005,0.02,0.4" \
   --lam "${LAMBDAS:-2,1.5,5}" --only '^(?!SJD, LANTERN; .*delta=0.(02|4|0005))'
   quality codes image_ar $eagle --neighbours "${KS:-10,1000}" \
     --only '^LANTERN; ') &
-(quality plain image_ar $eagle --guidance 1
-  quality cool image_ar $eagle --temperatures 0.9 --only '^plain|^LANTERN; '
+(quality cool image_ar $eagle --temperatures 0.9 --only '^plain|^LANTERN; '
   quality small image_ar_small eagle_image_ar_small/drafter --delta 0.05 \
     --neighbours "${SMALL_K:-10}" --only "$chains"
   # How many drafts are kept, where no distance is taken.

@@ -15,7 +15,7 @@ points() {  # name, target, options
     --tokenizer "$OUT/vae/autoencoder" --ahead 0 --guidance 1 \
     --samples "${SAMPLES:-10000}" --few "${FEW:-500}" \
     --batch_size "${BATCH:-500}" --batches "${BATCHES:-1,8,128,256}" \
-    --repeats "${REPEATS:-3}" "$@"
+    --repeats "${REPEATS:-2}" "$@"
 }
 quality() { points "$@" --parts quality; }
 times() { points "$@" --parts speed; }
@@ -33,15 +33,17 @@ kept() { quality "$@" --judged '' --batch_size 250 --only taught\|small; }
   quality steps mar --drafters '' --ahead 0,4 --only 'plain,' \
     --steps 'last_noise=False;first=None;variance=lower') &
 (quality guided mar "${taught[@]}" --num_draft 4 --guidance 4 \
-    --rules 'path_exact;cspd'
+    --rules 'path_exact;cspd' --batch_size "$((${BATCH:-500} / 2))"
   [ -d "$masked" ] && quality masked mar_masked --drafters '' \
     --iterations 64,32,16) &
-(kept windows mar "${both[@]}" --num_draft 4,8,16,32 \
+(kept drafters mar "${both[@]}" --num_draft 4 \
     --rules 'path_exact;cspd;cspd, not aligned' --samples "${FEW:-500}"
+  kept windows mar "${taught[@]}" --num_draft 8,16,32 \
+    --rules 'path_exact;cspd' --samples "${FEW:-500}"
   kept prefill mar "${taught[@]}" --num_draft 4 --samples "${FEW:-500}" \
     --rules 'path_exact;path_exact, last 10;cspd' --prefill 0,0.05,0.15
-  kept guided_windows mar "${both[@]}" --num_draft 4 --guidance 4 \
+  kept guided_drafters mar "${both[@]}" --num_draft 4 --guidance 4 \
     --rules 'path_exact;cspd;cspd, not aligned' --samples "${FEW:-500}") &
 wait
 stage latents_table 60 python -m sample.latents_table --out "$OUT/latents" \
-  --results "$OUT"/latents_{windows,prefill,guided_windows,free,guided,steps,speed,ahead,speed_cspd}
+  --results "$OUT"/latents_{drafters,windows,prefill,guided_drafters,free,guided,steps,speed,ahead,speed_cspd}
