@@ -11,7 +11,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from flax import struct
 import jax
@@ -37,6 +37,10 @@ class Density(abc.ABC):
     """
     return self._each(lambda x: tree.take_row(x, index))
 
+  def rows(self, index: Array) -> Any:
+    """Returns the laws int32[L] of [B], without the R axis."""
+    return self._each(lambda x: x[index])
+
   def flat(self) -> Any:
     """Returns the laws [B,R] as [B*R], without the R axis."""
     return self._each(lambda x: x.reshape(-1, *x.shape[2:]))
@@ -58,7 +62,8 @@ class Scored(Density):
   """A law whose events have a density.
 
   Attributes:
-    at_once: events that `residual` draws before it looks whether one is kept.
+    at_once: events a row that `residual` draws before it looks whether some
+      are kept.
   """
 
   at_once: ClassVar[int] = 1
@@ -79,67 +84,87 @@ class Scored(Density):
     """
     if scale is not None:
       raise ValueError('densities: residuals of weighted laws do not exist')
-    return thin(
-        self.sample, lambda e: self.log_prob(e) - other.log_prob(e), keys,
-        use, most, self.at_once)
+    def log_ratio(rows: Array, event: Array) -> Array:
+      return (self.rows(rows).log_prob(event)
+              - other.rows(rows).log_prob(event))
+
+    return thin(self, log_ratio, keys, use, most, self.at_once)
+
+
+class _Draws(NamedTuple):
+  """Rows that draw until each keeps one.
+
+  Attributes:
+    tried: int32[B], draws so far. done: bool[B]. bad: bool[B], `gave_up`.
+    event: what is kept, of rows that are done.
+  """
+
+  tried: Array
+  done: Array
+  bad: Array
+  event: Array
 
 
 def thin(
-    sample: Callable[[Array], Array], log_ratio: Callable[[Array], Array],
+    law: Density, log_ratio: Callable[[Array, Array], Array],
     keys: Array, use: Array, most: int | None = None, at_once: int = 1,
 ) -> tuple[Array, Array]:
   """Draws from `norm(relu(p - q))` by drawing from p and keeping some.
 
   An event is kept with probability max(0, 1 - q / p): exact, and the mass of
-  the residual need not be known.
+  the residual need not be known. What a row draws does not depend on other
+  rows; but those that are done draw for those that are not, so that a batch
+  need not wait for its most patient row.
 
   Args:
-    sample: draws events from p with keys. log_ratio: log p - log q of events.
+    law: p, of B rows. log_ratio: log p - log q, f32[L], of events of rows
+      int32[L]; called with `(rows, events)`.
     keys: key[B], consumed. use: bool[B]; elsewhere the first draw is kept.
-    most: draws at most, or None: until the last row has its event. A row that
+    most: draws of a row at most, or None: until it has its event. A row that
       reaches it keeps its last draw, which is one from p.
-    at_once: draws of a turn of the loop, more where draws are cheap and turns
-      are not. With `most` it is one.
+    at_once: draws of a turn of the loop for each row: more where draws are
+      cheap and turns are not.
 
   Returns:
     `(event, gave_up bool[B])`: `gave_up` where `most` ended a row (the law of
     what is emitted is then off by no more than the probability of that), and
     where a density is not finite.
   """
-  blank = jax.eval_shape(sample, keys)
-  carry = (jnp.int32(0), jnp.zeros_like(use), jnp.zeros_like(use),
-           jnp.zeros(blank.shape, blank.dtype))
+  batch = len(keys)
+  lane = jnp.arange(batch * at_once)
 
-  def cond(carry):
-    count, done, _, _ = carry
-    going = ~jnp.all(done)
-    return going if most is None else going & (count < most)
-
-  def draw(count):
-    mine = keys_lib.fold(keys, count)
-    new = sample(keys_lib.fold(mine, 0))
-    more = log_ratio(new)
+  def body(draws: _Draws) -> _Draws:
+    wait = ~draws.done
+    left, place = jnp.sum(wait), jnp.cumsum(wait) - 1
+    # Lanes go around the rows that wait: a row's draws are in order.
+    row = jnp.argsort(draws.done, stable=True)[lane % left]
+    turn = lane // left
+    number = draws.tried[row] + turn
+    mine = keys_lib.fold(keys[row], number)
+    new = law.rows(row).sample(keys_lib.fold(mine, 0))
+    more = log_ratio(row, new)
     u = keys_lib.uniform(keys_lib.fold(mine, 1), 1)[:, 0]
-    broken = use & jnp.isnan(more)  # would never be kept
-    return new, ~use | (u < -jnp.expm1(-more)) | broken, broken
+    kept = ~use[row] | (u < -jnp.expm1(-more))
+    bad = use[row] & jnp.isnan(more)  # would never be kept
+    if most is not None:
+      bad |= ~kept & (number == most - 1)
+    first = jax.ops.segment_min(
+        jnp.where(kept | bad, turn, lane.size), row, batch)
+    found = wait & (first < lane.size)
+    which = jnp.where(found, first * left + place, 0)
+    shape = (batch,) + (1,) * (new.ndim - 1)
+    return _Draws(
+        draws.tried + (lane.size - place + left - 1) // left,
+        draws.done | found, draws.bad | (found & bad[which]),
+        jnp.where(found.reshape(shape), new[which], draws.event))
 
-  def turn(count):
-    if at_once == 1 or most is not None:
-      return 1, draw(count)
-    found = jax.vmap(draw)(count + jnp.arange(at_once))
-    first = jnp.argmax(found[1], axis=0)  # that is kept, if one is
-    row = jnp.arange(len(first))
-    return at_once, tuple(x[first, row] for x in found)
-
-  def body(carry):
-    count, done, bad, event = carry
-    drawn, (new, kept, broken) = turn(count)
-    shape = done.shape + (1,) * (new.ndim - done.ndim)
-    event = jnp.where(done.reshape(shape), event, new)
-    return count + drawn, done | kept, bad | (broken & ~done), event
-
-  _, done, bad, event = jax.lax.while_loop(cond, body, carry)
-  return event, bad | ~done
+  blank = jax.eval_shape(law.sample, keys)
+  none = jnp.zeros_like(use)
+  draws = jax.lax.while_loop(
+      lambda draws: ~jnp.all(draws.done), body, _Draws(
+          jnp.zeros(batch, jnp.int32), none, none,
+          jnp.zeros(blank.shape, blank.dtype)))
+  return draws.event, draws.bad
 
 
 def normal(keys: Array, shape: tuple[int, ...]) -> Array:

@@ -163,8 +163,8 @@ def _left(
   """
   if thinned:
     return density.thin(
-        p.sample, lambda e: p.log_prob(e) - q.log_prob(e), key, use,
-        at_once=_AT_ONCE)[0]
+        p, lambda row, e: p.rows(row).log_prob(e) - q.rows(row).log_prob(e),
+        key, use, at_once=_AT_ONCE)[0]
   away = (q.mean - p.mean) * jnp.exp(-p.log_std)
   # Equal means refuse nothing: any direction will do.
   along = jnp.sum(noise * away, axis=-1, keepdims=True) / jnp.maximum(

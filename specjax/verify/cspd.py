@@ -85,12 +85,13 @@ class CSpD(continuous.Continuous):
     mean, log_std = (x[..., 0, :] for x in mine.moments(mine.state[:, None]))
     steps = density.Gaussian(mean, log_std)
 
-    def log_ratio(token):
+    def log_ratio(rows, token):
       end = token[:, None]
-      return factor + _last(mine, end) - _last(theirs, end)
+      return (factor[rows] + _last(mine.rows(rows), end)
+              - _last(theirs.rows(rows), end))
 
     token, gave_up = density.thin(
-        steps.sample, log_ratio, keys.fold(key, 0), use, self.max_tries)
+        steps, log_ratio, keys.fold(key, 0), use, self.max_tries)
     fresh = p.token(p.sample(keys.fold(key, 1)))
     return jnp.where(use[:, None], token, fresh), gave_up
 

@@ -140,15 +140,14 @@ def test_residual_law_and_its_price():
   """What is left of p once q is taken off; 1 / TV draws on average."""
   p, q = gaussian((0.0,), 1.0), gaussian((0.8,), 1.0)
   total = 2 * stats.norm.cdf(0.4) - 1  # TV
-  count = []
+  turns = []
 
-  def sample(keys):
-    jax.debug.callback(lambda: count.append(1), ordered=True)
-    return p.sample(keys)
+  def log_ratio(rows, x):
+    jax.debug.callback(lambda: turns.append(1), ordered=True)
+    return p.rows(rows).log_prob(x) - q.rows(rows).log_prob(x)
 
   use = jnp.arange(ROWS) % 4 > 0
-  found, gave_up = density.thin(
-      sample, lambda x: p.log_prob(x) - q.log_prob(x), KEYS, use)
+  found, gave_up = density.thin(p, log_ratio, KEYS, use)
   assert not np.any(gave_up)
   found = np.asarray(found)[:, 0]
   def cdf(x):
@@ -158,8 +157,29 @@ def test_residual_law_and_its_price():
   assert stats.kstest(found[~np.asarray(use)], stats.norm.cdf).pvalue > 1e-3
   assert found[use].max() <= 0.4 + 1e-4  # where q is larger: never
   jax.effects_barrier()
-  rounds = np.log(ROWS) / -np.log(1 - total)  # the slowest of all rows
-  assert 0.5 * rounds < len(count) < 3 * rounds
+  # The slowest of all rows draws so often; the others help it.
+  alone = np.log(ROWS) / -np.log(1 - total)
+  assert alone > 20 and 1 / total < len(turns) <= 8
+
+
+@pytest.mark.parametrize('at_once, most', [(1, None), (3, None), (2, 5)])
+def test_what_is_left_does_not_depend_on_neighbours(at_once, most):
+  """Rows that are done draw for others, by the others' own noise."""
+  p, q = gaussian((0.0,), 1.0), gaussian((0.3,), 1.0)
+  use = jnp.arange(ROWS) % 4 > 0
+
+  def thin(rows, at_once):
+    mine, theirs = p.rows(rows), q.rows(rows)
+    return density.thin(
+        mine, lambda i, x: (mine.rows(i).log_prob(x)
+                            - theirs.rows(i).log_prob(x)),
+        KEYS[rows], use[rows], most, at_once)
+
+  together = thin(jnp.arange(ROWS), at_once)
+  assert np.any(together[1]) == (most is not None)
+  for rows in (jnp.array([5]), jnp.arange(40, 2, -3)):
+    jax.tree.map(lambda a, b, rows=rows: np.testing.assert_allclose(
+        a[rows], b, rtol=1e-6), together, thin(rows, 1))
 
 
 def test_cap_is_counted_and_keeps_a_draw_of_the_target():
