@@ -72,9 +72,10 @@ def _figure(
          [s['most'] - s['speedup'] for s in fast]],
         fmt=MARKERS[number % len(MARKERS)], capsize=2, label=family,
         color=COLOURS[number % len(COLOURS)], zorder=3)
-    for row, one, y in zip(of, fast, high, strict=True):
-      axes.annotate(row['label'], (one['speedup'], y), (4, 4), fontsize=6,
-                    textcoords='offset points')
+    for index, (row, one, y) in enumerate(zip(of, fast, high, strict=True)):
+      # In turn above and below: neighbours in a family are often close.
+      axes.annotate(row['label'], (one['speedup'], y), (4, (-9, 4)[index % 2]),
+                    fontsize=6, textcoords='offset points')
   if judged:
     plain = [r['distance'] for r in rows if r['family'] == 'plain']
     for name, value in [(n, x * y) for y in plain for n, x in (
