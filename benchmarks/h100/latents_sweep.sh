@@ -23,12 +23,12 @@ times() { points "$@" --parts speed; }
 kept() { quality "$@" --judged '' --batch_size 250 --only taught\|small; }
 (times speed mar "${taught[@]}" --rules path_exact \
     --num_draft "${DRAFTS:-4,8,16,32}"
-  times speed_cspd mar "${taught[@]}" --rules cspd --num_draft 4,8) &
-(times ahead mar --drafters '' --ahead 0,4,8
-  stage head 600 python -m benchmarks.head --target "$OUT/mar/model" \
-    --widths 4,8 --turns "${TURNS:-$OUT/turns}" --out "$OUT/head.json"
+  times speed_cspd mar "${taught[@]}" --rules cspd --num_draft 4,8
   [ -d "$masked" ] && times speed_masked mar_masked --drafters '' \
-    --iterations 64,32,16) &
+    --iterations 64,32,16
+  times ahead mar --drafters '' --ahead 0,4,8
+  stage head 600 python -m benchmarks.head --target "$OUT/mar/model" \
+    --turns "${TURNS:-$OUT/turns}" --out "$OUT/head.json") &
 (quality free mar "${taught[@]}" --num_draft 4 --rules 'path_exact;cspd'
   quality steps mar --drafters '' --ahead 0,4 --only 'plain,' \
     --steps 'last_noise=False;first=None;variance=lower') &
